@@ -1,0 +1,5 @@
+"""``python -m survive`` is the ``survive`` command."""
+
+from survive.cli import main
+
+main()

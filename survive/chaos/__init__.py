@@ -1,0 +1,1 @@
+"""Conductor, agent, ledger, proof, heal: faults on time, proven to bite, proven to be gone."""

@@ -1,0 +1,260 @@
+"""What teams extend: faults, the handles that drivers supply, services, reporters.
+
+A plug-in imports only from here, ``survive.units``, ``survive.transport``, ``survive.clock``,
+``survive.errors``, its siblings and libraries.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+
+from survive.clock import Clock
+from survive.transport import Request, Response, Transport
+
+if TYPE_CHECKING:
+    from survive.judge.verdict import Verdict
+    from survive.record.reader import Record
+
+Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json]"
+
+
+class Grade(StrEnum):
+    """How real a fault is, from real to simulated. A report shows the lowest that was used."""
+
+    REAL = "real"            # physical or operating system effect
+    INDUCED = "induced"      # same symptom by another real cause
+    REPORTED = "reported"    # telemetry only
+    EMULATED = "emulated"    # shim or proxy
+    SIMULATED = "simulated"  # a stand-in target
+
+    @property
+    def rank(self) -> int:
+        """0 = most real."""
+        return list(Grade).index(self)
+
+
+class Needs(StrEnum):
+    """What a fault acts on, and so which key the scenario must give it."""
+
+    REPLICA = "service"   # some replicas of `service:`
+    GPU = "gpu"           # the GPUs of some replicas of `service:`
+    LINK = "link"         # every listener of `link:`
+
+
+class Active(StrEnum):
+    """Whether a fault was seen to bite."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One look at a fault from outside. ``value`` is what was measured, in the fault's own unit."""
+
+    active: Active
+    evidence: str
+    value: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HandleSpec:
+    """Where a thing is, as plain data: whoever holds the ledger can reach it again.
+
+    ``address`` is a replica's own ``host:port``; ``via`` the fault proxy's listener in front of
+    it (links only), ``proxy`` that proxy's API. ``pid`` and ``start_time`` (clock ticks since
+    boot, /proc/<pid>/stat field 22) name a process so that a recycled pid is never hit.
+    ``probe_path`` is a cheap GET that a healthy service answers with 200.
+    """
+
+    driver: str                 # process | virtual | external
+    service: str
+    replica: int
+    address: str
+    probe_path: str = "/health"
+    link: str = ""              # "gateway -> inference", links only
+    via: str = ""
+    proxy: str = ""
+    proxy_name: str = ""
+    pid: int = 0
+    start_time: int = 0
+    token: str = ""             # for the simulated GPU's admin route; the ledger is 0600
+
+    @property
+    def replica_id(self) -> str:
+        """``inference-1``: the id that answers in the replica header."""
+        return f"{self.service}-{self.replica}"
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """One planned use of a fault on one thing. In the ledger *before* it happens."""
+
+    id: str                     # "<fault>#<n>", unique in a run
+    fault: str                  # the scenario's name for it
+    kind: str                   # "network.latency"
+    settings: dict[str, Json]   # as written in the scenario: {"latency": "300ms"}
+    handle: HandleSpec
+    at_us: int                  # planned
+    until_us: int | None        # planned heal; None = one-shot
+
+    def to_json(self) -> dict[str, Json]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Injection:
+        """The inverse of to_json."""
+        return cls(**{**data, "handle": HandleSpec(**data["handle"])})
+
+    def aimed_at(self, handle: HandleSpec) -> Injection:
+        """The same injection on a freshly resolved handle (a replica may have restarted)."""
+        return replace(self, handle=handle)
+
+
+@dataclass(frozen=True, slots=True)
+class Toxic:
+    """One toxic on a link, in Toxiproxy's own words."""
+
+    name: str
+    type: str                       # latency, ...
+    stream: str = "downstream"      # downstream | upstream
+    toxicity: float = 1.0
+    attributes: dict[str, Json] = field(default_factory=dict)
+
+
+class Handle(Protocol):
+    """What every handle offers: the spec, the clock, and the wire for observations."""
+
+    spec: HandleSpec
+    clock: Clock
+    transport: Transport
+
+
+class ReplicaHandle(Handle, Protocol):
+    """One replica of a service. All verbs are idempotent; a gone process is no error."""
+
+    async def kill(self) -> None:
+        """End it at once, as SIGKILL does."""
+
+    async def pause(self) -> None:
+        """Stop its clock, as SIGSTOP does: ports stay open, nothing answers."""
+
+    async def resume(self) -> None:
+        """Let it go on."""
+
+    async def exists(self) -> bool:
+        """The very process that the spec names (pid *and* start time) is there, zombies excluded.
+
+        Read from the operating system (virtual: through the transport), never remembered.
+        """
+
+
+class LinkHandle(Handle, Protocol):
+    """One listener of the fault proxy, in front of one replica."""
+
+    async def add(self, toxic: Toxic) -> None:
+        """Create or replace the toxic; raises FaultFailedError unless read-back shows it."""
+
+    async def remove(self, name: str) -> None:
+        """Remove the toxic; absent is success; raises FaultFailedError if read-back shows it."""
+
+    async def enable(self, on: bool) -> None:
+        """Open (True) or close (False) the listener and its connections; read back."""
+
+
+class GpuHandle(Handle, Protocol):
+    """The (simulated) GPU of one replica, by its control channel, not by the data path."""
+
+    async def set_state(self, **state: Json) -> None:
+        """Set any of ``lost: bool``, ``slow_down: float`` (1.0 = none); raises FaultFailedError."""
+
+
+class FaultFailedError(Exception):
+    """An inject or heal that did not do its work. Evidence, judged by us; never a crash."""
+
+
+class Fault(Protocol):
+    """One thing that can be broken and mended. Knows nothing of requests or objectives.
+
+    Implementations are plain classes without state, found by the catalog: ``kind: network.latency``
+    is the class with that ``kind`` in ``faults/network.py``. All class data below is required.
+    """
+
+    kind: ClassVar[str]
+    held: ClassVar[bool]                 # has `for:` and is healed; else one-shot
+    grade: ClassVar[Grade]
+    layer: ClassVar[str]                 # network | node | gpu | ...
+    needs: ClassVar[Needs]
+    privileges: ClassVar[str]            # "" = none
+    keeps_down: ClassVar[bool]           # the supervisor must not restart its victim while held
+    certifies: ClassVar[str]             # what a survived fault shows
+    does_not_certify: ClassVar[str]      # what it does not
+    settings: ClassVar[type]             # frozen dataclass of Duration, Share, Factor, ... fields
+
+    def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
+        """What will be hit, chosen from candidates; changes nothing. Empty = refuse (6)."""
+
+    async def inject(self, injection: Injection, handle: Any) -> None:
+        """Break it. Raises FaultFailedError."""
+
+    async def observe(
+        self, injection: Injection, handle: Any, before: float | None
+    ) -> Observation:
+        """Look from outside, within 1 s, by another channel than inject used.
+
+        ``before`` is the median ``value`` of the observations made before inject, or None.
+        """
+
+    async def heal(self, injection: Injection, handle: Any) -> None:
+        """Mend it. Idempotent; legal if inject never ran, half ran, or the thing is gone."""
+
+    async def round_trip(self, injection: Injection, handle: Any) -> bool:
+        """After heal: the way through the healed thing works (one positive answer). Held only."""
+
+
+# ---------------------------------------------------------------------------------- services
+
+Scope: TypeAlias = dict[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[dict[str, Any]]]
+Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
+AsgiApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Call(Protocol):
+    """A service's way to another service."""
+
+    async def __call__(self, address: str, request: Request, *, timeout_s: float) -> Response:
+        """See Transport.call."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceContext:
+    """All that a reference service may know of the outside world.
+
+    ``env`` holds SURVIVE_REPLICA (``inference-1``), the variables of links (comma-separated
+    ``host:port``), SURVIVE_KEY, SURVIVE_GPU_TOKEN, SURVIVE_WEAKNESSES (comma-separated) and the
+    service's own ``env``. A service uses no other clock, chance or way to the network.
+    """
+
+    clock: Clock
+    random: random.Random
+    env: Mapping[str, str]
+    call: Call
+    spawn: Callable[[Coroutine[Any, Any, None]], None]   # a background task that dies with it
+
+
+# ``app: "gateway.py:make_app"`` names one of these.
+MakeApp: TypeAlias = Callable[[ServiceContext], AsgiApp]
+
+
+class Reporter(Protocol):
+    """A view on a stored run."""
+
+    def render(self, record: Record, verdict: Verdict) -> bytes:
+        """The whole report. Pure."""

@@ -1,0 +1,1 @@
+"""From a stored record to a verdict. Pure: no clock, no network, no chance."""

@@ -1,0 +1,158 @@
+"""The verdict, as it is written to ``verdict.json`` and read by every reporter."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from survive.contracts import Json
+from survive.errors import ExitCode
+
+Number = float | str | None     # a number, "inf", or nothing measured
+
+
+class Word(StrEnum):
+    """Three verdicts; ``worst`` composes them: failed beats inconclusive beats survived."""
+
+    SURVIVED = "survived"
+    FAILED = "failed"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One objective × request kind × window: the unit of judgement.
+
+    Shares as 0..1; latencies in ms; recovery in s. ``observed`` of a percentile objective is that
+    percentile with failures as +infinity ("inf"), ``observed_ok`` the same of successes alone;
+    ``low``/``high`` the two-sided 90 % interval of ``observed``; ``n``/``bad`` the share judged.
+    """
+
+    name: str
+    metric: str            # "ttft.p95"
+    request: str
+    window: str            # "fault:gpu-loss"
+    verdict: Word
+    limit: float
+    unit: str              # share | ms | s
+    observed: Number
+    low: Number
+    high: Number
+    n: int
+    bad: int
+    why: str = ""          # one sentence where the verdict is not plain from the numbers
+    observed_ok: Number = None
+    with_faults: tuple[str, ...] = ()   # other faults that were open in this window
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaShare:
+    """Who failed: one replica's share of the failures against its fair share (1 / replicas)."""
+
+    replica: str
+    failed: int
+    share: float
+    fair: float
+
+    @property
+    def factor(self) -> float:
+        """Black-hole factor: 1 = fair."""
+        return self.share / self.fair if self.fair else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FaultReport:
+    """What one fault did, when, how it was proven, and how the target came back. Times in s."""
+
+    name: str
+    kind: str
+    grade: str
+    target: str                       # what was hit: "inference-1", "gateway -> inference"
+    planned_at_s: float
+    injected_at_s: float | None
+    active_share: float | None        # of the observations outside the guards
+    proof: str                        # "proven" or why not
+    planned_heal_s: float | None
+    healed_at_s: float | None
+    heal_proof: str                   # "proven", "none (one-shot)" or why not
+    absorbed_after_s: float | None
+    recovered_after_s: float | None
+    error_window_s: float | None
+    residual: float | None
+    metastable: bool
+    note: str = ""                    # "not recovered, load rose 40 %"
+    evidence: str = ""                # one observation while active, in words
+    replicas: tuple[ReplicaShare, ...] = ()
+    failures: tuple[tuple[str, int], ...] = ()   # why → count, most first
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """p50, p99, max in ms."""
+
+    p50: Number
+    p99: Number
+    max: Number
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """Conservation and the harness's own health, whole run."""
+
+    planned: int
+    sent: int
+    expired: int
+    unsent: int
+    lost: int
+    ok: int
+    failed: int
+    timed_out: int
+    abandoned: int
+    in_flight: int
+    attempts: int
+    offered_rps: float
+    achieved_rps: float
+    lane_wait_ms: Spread
+    send_lag_ms: Spread
+    starved_s: int                    # seconds in which the harness was the bottleneck
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement of one run."""
+
+    verdict: Word
+    exit_code: ExitCode
+    reasons: tuple[str, ...]
+    objectives: tuple[Cell, ...]
+    faults: tuple[FaultReport, ...]
+    load: LoadReport
+    grade: str                        # lowest grade of all faults and of the target; "real" if none
+    version: int = 1
+
+    def to_json(self) -> dict[str, Json]:
+        """The document of verdict.json; numbers to 4 significant digits."""
+        plain = _plain(asdict(self))
+        assert isinstance(plain, dict)
+        return plain
+
+
+def significant(value: float, digits: int = 4) -> float:
+    """A number as reports and verdict.json show it; integers stay exact."""
+    return float(f"{value:.{digits}g}")
+
+
+def _plain(value: object) -> Json:
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, StrEnum):
+        return str(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return significant(value)
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value)

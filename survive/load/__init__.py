@@ -1,0 +1,1 @@
+"""Open-loop load. Everything here but ``process`` and ``lanes`` is free of Locust and gevent."""

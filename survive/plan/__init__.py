@@ -1,0 +1,1 @@
+"""From a scenario to what will happen: arrivals, cuts, windows. Pure."""

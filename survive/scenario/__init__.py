@@ -1,0 +1,1 @@
+"""The files that teams check in: models, strict loader, JSON Schema."""

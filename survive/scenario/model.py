@@ -1,0 +1,223 @@
+"""A valid scenario, as the rest of the code sees it. Frozen, in base units, nothing optional left open.
+
+The loader is the only maker. Durations are integer microseconds, rates exact requests per second
+*after* scale, shares 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from survive.contracts import Json
+from survive.units import Price
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """What makes an answer ok. A stream counts as ok only if complete when so asked."""
+
+    status: frozenset[int] = frozenset({200})
+    stream_complete: bool = False     # `stream: complete`: finish reason and [DONE] were seen
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKind:
+    """One kind of call that users make. Templates are still unrendered."""
+
+    name: str
+    share: float                      # of all arrivals, 0..1; kinds sum to 1
+    method: str
+    path: str                         # template
+    headers: tuple[tuple[str, str], ...] = ()
+    json: Json = None                 # template; None = no body
+    auth: bool = True                 # send the target's bearer key
+    data: Path | None = None          # rows for {{ row.x }}
+    expect: Expect = Expect()
+    timeout_us: int = 10_000_000
+
+    @property
+    def streamed(self) -> bool:
+        """The body asks for a stream of server-sent events."""
+        return isinstance(self.json, dict) and self.json.get("stream") is True
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of the load. Constant if both rates are equal."""
+
+    name: str
+    start_us: int
+    end_us: int
+    start_rps: Fraction
+    end_rps: Fraction
+    curve: str = "linear"             # linear | exponential; of ramps
+    warm_up: bool = False
+    shares: Mapping[str, float] = field(default_factory=dict)   # kind → share, sums to 1
+
+    @property
+    def constant(self) -> bool:
+        """A rate that does not change: only such phases make up ``steady``."""
+        return self.start_rps == self.end_rps
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """The whole schedule of the load, before chance."""
+
+    arrivals: str                     # poisson | uniform
+    scale: Fraction
+    lanes: int                        # connections, each with one request at a time
+    lanes_needed: int                 # ceil(peak rate × largest timeout × 1.2)
+    phases: tuple[Phase, ...]
+
+    @property
+    def end_us(self) -> int:
+        """End of the last phase; the drain follows."""
+        return self.phases[-1].end_us
+
+
+@dataclass(frozen=True, slots=True)
+class FaultPlan:
+    """One fault of the scenario, its time resolved to the run's clock."""
+
+    name: str
+    kind: str
+    at_us: int
+    for_us: int | None                # None = one-shot
+    service: str = ""
+    link: str = ""                    # "gateway -> inference"
+    count: int = 1                    # victims of a replica or GPU fault
+    settings: Mapping[str, Json] = field(default_factory=dict)   # as written; see `parse_settings`
+
+    @property
+    def until_us(self) -> int | None:
+        """Planned heal."""
+        return None if self.for_us is None else self.at_us + self.for_us
+
+
+class Metric(StrEnum):
+    """What an objective can limit."""
+
+    SUCCESS = "success"
+    COMPLETE = "complete"
+    LATENCY = "latency"
+    SERVICE_TIME = "service_time"
+    TTFT = "ttft"
+    ITL = "itl"
+    TPOT = "tpot"
+    RECOVERY = "recovery"
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A limit on a metric in a window.
+
+    ``percentile`` 0.95 for ``ttft.p95`` (None for success, complete, recovery). ``limit`` is a
+    share for success/complete (a minimum), microseconds for times and recovery (a maximum).
+    """
+
+    name: str
+    metric: Metric
+    limit: float
+    percentile: float | None = None
+    of: tuple[str, ...] = ()          # request kinds; never empty (all kinds that have the metric)
+    during: str = ""                  # steady | run | each fault | phase:x | fault:x | recovery:x
+    stable_for_us: int = 0            # recovery only
+
+
+@dataclass(frozen=True, slots=True)
+class StopIf:
+    """Stops the run: a share of good answers below a limit over a span."""
+
+    name: str
+    below: float
+    over_us: int
+    of: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a service says that it is ready."""
+
+    path: str = "/health"
+    within_us: int = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One service of the target."""
+
+    name: str
+    app: str = ""                     # "gateway.py:make_app"
+    run: tuple[str, ...] = ()         # own program; "{port}" is replaced by its port
+    url: str = ""                     # external: "http://127.0.0.1:8080"
+    replicas: int = 1
+    gpu: str = ""                     # "" | "simulated"
+    health: Health = Health()
+    metrics: str = ""
+    audit_file: str = ""
+    restart_after_us: int | None = None   # None = not supervised
+    env: Mapping[str, str] = field(default_factory=dict)   # may hold ${ENV}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Who calls whom; the source gets the addresses in ``env``."""
+
+    source: str
+    dest: str
+    env: str
+
+    @property
+    def name(self) -> str:
+        """``gateway -> inference``."""
+        return f"{self.source} -> {self.dest}"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSpec:
+    """The stack under test."""
+
+    name: str
+    driver: str                       # process | external
+    entry: str                        # service that load goes to
+    services: Mapping[str, Service]
+    links: Mapping[str, Link]         # by Link.name; `load -> <entry>` is implied
+    vars: Mapping[str, Json] = field(default_factory=dict)
+    bearer: str = ""                  # "" | literal "${ENV}" text, resolved at run time only
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    allow_hosts: tuple[str, ...] = ("127.0.0.1",)
+    allow_faults: tuple[str, ...] = ()
+    weaknesses: tuple[str, ...] = ()
+    folder: Path = Path()             # where `app:` files are looked up
+
+    @property
+    def entry_link(self) -> str:
+        """The link that load itself uses."""
+        return f"load -> {self.entry}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Everything that the files say. ``raw`` and ``raw_target`` are the resolved mappings
+    (profile and ``--set`` applied, secrets still ``${ENV}``), written into the run directory."""
+
+    name: str
+    about: str
+    seed: int
+    target: TargetSpec
+    requests: Mapping[str, RequestKind]
+    gives_up_after_us: int | None
+    load: LoadSpec
+    faults: Mapping[str, FaultPlan]
+    objectives: Mapping[str, Objective]
+    stop_if: Mapping[str, StopIf]
+    folder: Path                      # of the scenario file; data files are relative to it
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    raw_target: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()    # e.g. too few planned samples, fewer lanes than needed
