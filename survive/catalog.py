@@ -78,7 +78,8 @@ class Catalog:
                 for kind in _declared_kinds(path):
                     if kind in kinds and kinds[kind].parent != path.parent:
                         raise UsageError(
-                            f"fault kind {kind!r} is defined twice: {kinds[kind]} and {path}")
+                            f"fault kind {kind!r} is defined twice: {kinds[kind]} and {path}"
+                        )
                     kinds[kind] = path
         return dict(sorted(kinds.items()))
 
@@ -103,8 +104,9 @@ class Catalog:
                 if found is not None:
                     result: Reporter = found
                     return result
-        raise UsageError(f"unknown report format {name!r}",
-                         hint=nearest(name, self.reporter_names()))
+        raise UsageError(
+            f"unknown report format {name!r}", hint=nearest(name, self.reporter_names())
+        )
 
     def reporter_names(self) -> list[str]:
         """Names of all reporters, without running any."""

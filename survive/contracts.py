@@ -25,10 +25,10 @@ Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json
 class Grade(StrEnum):
     """How real a fault is, from real to simulated. A report shows the lowest that was used."""
 
-    REAL = "real"            # physical or operating system effect
-    INDUCED = "induced"      # same symptom by another real cause
-    REPORTED = "reported"    # telemetry only
-    EMULATED = "emulated"    # shim or proxy
+    REAL = "real"  # physical or operating system effect
+    INDUCED = "induced"  # same symptom by another real cause
+    REPORTED = "reported"  # telemetry only
+    EMULATED = "emulated"  # shim or proxy
     SIMULATED = "simulated"  # a stand-in target
 
     @property
@@ -40,9 +40,9 @@ class Grade(StrEnum):
 class Needs(StrEnum):
     """What a fault acts on, and so which key the scenario must give it."""
 
-    REPLICA = "service"   # some replicas of `service:`
-    GPU = "gpu"           # the GPUs of some replicas of `service:`
-    LINK = "link"         # every listener of `link:`
+    REPLICA = "service"  # some replicas of `service:`
+    GPU = "gpu"  # the GPUs of some replicas of `service:`
+    LINK = "link"  # every listener of `link:`
 
 
 class Active(StrEnum):
@@ -72,18 +72,18 @@ class HandleSpec:
     ``probe_path`` is a cheap GET that a healthy service answers with 200.
     """
 
-    driver: str                 # process | virtual | external
+    driver: str  # process | virtual | external
     service: str
     replica: int
     address: str
     probe_path: str = "/health"
-    link: str = ""              # "gateway -> inference", links only
+    link: str = ""  # "gateway -> inference", links only
     via: str = ""
     proxy: str = ""
     proxy_name: str = ""
     pid: int = 0
     start_time: int = 0
-    token: str = ""             # for the simulated GPU's admin route; the ledger is 0600
+    token: str = ""  # for the simulated GPU's admin route; the ledger is 0600
 
     @property
     def replica_id(self) -> str:
@@ -95,13 +95,13 @@ class HandleSpec:
 class Injection:
     """One planned use of a fault on one thing. In the ledger *before* it happens."""
 
-    id: str                     # "<fault>#<n>", unique in a run
-    fault: str                  # the scenario's name for it
-    kind: str                   # "network.latency"
-    settings: dict[str, Json]   # as written in the scenario: {"latency": "300ms"}
+    id: str  # "<fault>#<n>", unique in a run
+    fault: str  # the scenario's name for it
+    kind: str  # "network.latency"
+    settings: dict[str, Json]  # as written in the scenario: {"latency": "300ms"}
     handle: HandleSpec
-    at_us: int                  # planned
-    until_us: int | None        # planned heal; None = one-shot
+    at_us: int  # planned
+    until_us: int | None  # planned heal; None = one-shot
 
     def to_json(self) -> dict[str, Json]:
         """Plain data."""
@@ -122,8 +122,8 @@ class Toxic:
     """One toxic on a link, in Toxiproxy's own words."""
 
     name: str
-    type: str                       # latency, ...
-    stream: str = "downstream"      # downstream | upstream
+    type: str  # latency, ...
+    stream: str = "downstream"  # downstream | upstream
     toxicity: float = 1.0
     attributes: dict[str, Json] = field(default_factory=dict)
 
@@ -187,15 +187,15 @@ class Fault(Protocol):
     """
 
     kind: ClassVar[str]
-    held: ClassVar[bool]                 # has `for:` and is healed; else one-shot
+    held: ClassVar[bool]  # has `for:` and is healed; else one-shot
     grade: ClassVar[Grade]
-    layer: ClassVar[str]                 # network | node | gpu | ...
+    layer: ClassVar[str]  # network | node | gpu | ...
     needs: ClassVar[Needs]
-    privileges: ClassVar[str]            # "" = none
-    keeps_down: ClassVar[bool]           # the supervisor must not restart its victim while held
-    certifies: ClassVar[str]             # what a survived fault shows
-    does_not_certify: ClassVar[str]      # what it does not
-    settings: ClassVar[type]             # frozen dataclass of Duration, Share, Factor, ... fields
+    privileges: ClassVar[str]  # "" = none
+    keeps_down: ClassVar[bool]  # the supervisor must not restart its victim while held
+    certifies: ClassVar[str]  # what a survived fault shows
+    does_not_certify: ClassVar[str]  # what it does not
+    settings: ClassVar[type]  # frozen dataclass of Duration, Share, Factor, ... fields
 
     def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
         """What will be hit, chosen from candidates; changes nothing. Empty = refuse (6)."""
@@ -203,9 +203,7 @@ class Fault(Protocol):
     async def inject(self, injection: Injection, handle: Any) -> None:
         """Break it. Raises FaultFailedError."""
 
-    async def observe(
-        self, injection: Injection, handle: Any, before: float | None
-    ) -> Observation:
+    async def observe(self, injection: Injection, handle: Any, before: float | None) -> Observation:
         """Look from outside, within 1 s, by another channel than inject used.
 
         ``before`` is the median ``value`` of the observations made before inject, or None.
@@ -246,7 +244,7 @@ class ServiceContext:
     random: random.Random
     env: Mapping[str, str]
     call: Call
-    spawn: Callable[[Coroutine[Any, Any, None]], None]   # a background task that dies with it
+    spawn: Callable[[Coroutine[Any, Any, None]], None]  # a background task that dies with it
 
 
 # ``app: "gateway.py:make_app"`` names one of these.

@@ -13,7 +13,7 @@ from typing import Protocol
 
 Headers = tuple[tuple[str, str], ...]
 
-REPLICA_HEADER = "x-replica-id"     # who answered: set by the replica, passed on by gateways
+REPLICA_HEADER = "x-replica-id"  # who answered: set by the replica, passed on by gateways
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class Request:
 class Broken(StrEnum):
     """How a call can fail without an HTTP answer."""
 
-    REFUSED = "refused"     # nobody listens
-    RESET = "reset"         # the connection died under the call
-    CLOSED = "closed"       # the peer ended before the answer was whole
-    TIMEOUT = "timeout"     # nothing came in time
-    PROTOCOL = "protocol"   # what came was not HTTP
+    REFUSED = "refused"  # nobody listens
+    RESET = "reset"  # the connection died under the call
+    CLOSED = "closed"  # the peer ended before the answer was whole
+    TIMEOUT = "timeout"  # nothing came in time
+    PROTOCOL = "protocol"  # what came was not HTTP
 
 
 class CallFailedError(Exception):

@@ -15,10 +15,26 @@ US = 1
 MS = 1_000
 SECOND = 1_000_000
 
-_DURATION_UNITS = {"us": 1, "µs": 1, "ms": MS, "s": SECOND, "m": 60 * SECOND, "min": 60 * SECOND,
-                   "h": 3600 * SECOND, "d": 86_400 * SECOND}
-_PER_UNITS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "hour": 3600, "day": 86_400,
-              "d": 86_400}
+_DURATION_UNITS = {
+    "us": 1,
+    "µs": 1,
+    "ms": MS,
+    "s": SECOND,
+    "m": 60 * SECOND,
+    "min": 60 * SECOND,
+    "h": 3600 * SECOND,
+    "d": 86_400 * SECOND,
+}
+_PER_UNITS = {
+    "s": 1,
+    "sec": 1,
+    "min": 60,
+    "m": 60,
+    "h": 3600,
+    "hour": 3600,
+    "day": 86_400,
+    "d": 86_400,
+}
 _MULTIPLES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
@@ -139,4 +155,10 @@ def show_us(us: float) -> str:
 
 def show_rps(rps: float) -> str:
     """A rate for people: ``69.4/s``, ``10.2k/s``."""
-    return f"{rps / 1000:.3g}k/s" if rps >= 10_000 else f"{rps:.3g}/s" if rps < 1000 else f"{rps:.0f}/s"
+    return (
+        f"{rps / 1000:.3g}k/s"
+        if rps >= 10_000
+        else f"{rps:.3g}/s"
+        if rps < 1000
+        else f"{rps:.0f}/s"
+    )

@@ -41,8 +41,16 @@ def spawn(
     ``preexec_fn`` is safe here: the caller is a single-threaded asyncio process.
     """
     return subprocess.Popen(
-        list(argv), env={**env, RUN_MARK: run_id}, cwd=cwd, stdin=stdin, stdout=stdout,
-        stderr=stderr, pass_fds=tuple(pass_fds), process_group=0, preexec_fn=die_with_parent)
+        list(argv),
+        env={**env, RUN_MARK: run_id},
+        cwd=cwd,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=tuple(pass_fds),
+        process_group=0,
+        preexec_fn=die_with_parent,
+    )
 
 
 def _stat(pid: int) -> list[str]:
@@ -51,7 +59,7 @@ def _stat(pid: int) -> list[str]:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []
-    return text[text.rindex(")") + 2:].split()
+    return text[text.rindex(")") + 2 :].split()
 
 
 def start_time(pid: int) -> int:

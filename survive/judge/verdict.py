@@ -8,7 +8,7 @@ from enum import StrEnum
 from survive.contracts import Json
 from survive.errors import ExitCode
 
-Number = float | str | None     # a number, "inf", or nothing measured
+Number = float | str | None  # a number, "inf", or nothing measured
 
 
 class Word(StrEnum):
@@ -29,20 +29,20 @@ class Cell:
     """
 
     name: str
-    metric: str            # "ttft.p95"
+    metric: str  # "ttft.p95"
     request: str
-    window: str            # "fault:gpu-loss"
+    window: str  # "fault:gpu-loss"
     verdict: Word
     limit: float
-    unit: str              # share | ms | s
+    unit: str  # share | ms | s
     observed: Number
     low: Number
     high: Number
     n: int
     bad: int
-    why: str = ""          # one sentence where the verdict is not plain from the numbers
+    why: str = ""  # one sentence where the verdict is not plain from the numbers
     observed_ok: Number = None
-    with_faults: tuple[str, ...] = ()   # other faults that were open in this window
+    with_faults: tuple[str, ...] = ()  # other faults that were open in this window
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +67,23 @@ class FaultReport:
     name: str
     kind: str
     grade: str
-    target: str                       # what was hit: "inference-1", "gateway -> inference"
+    target: str  # what was hit: "inference-1", "gateway -> inference"
     planned_at_s: float
     injected_at_s: float | None
-    active_share: float | None        # of the observations outside the guards
-    proof: str                        # "proven" or why not
+    active_share: float | None  # of the observations outside the guards
+    proof: str  # "proven" or why not
     planned_heal_s: float | None
     healed_at_s: float | None
-    heal_proof: str                   # "proven", "none (one-shot)" or why not
+    heal_proof: str  # "proven", "none (one-shot)" or why not
     absorbed_after_s: float | None
     recovered_after_s: float | None
     error_window_s: float | None
     residual: float | None
     metastable: bool
-    note: str = ""                    # "not recovered, load rose 40 %"
-    evidence: str = ""                # one observation while active, in words
+    note: str = ""  # "not recovered, load rose 40 %"
+    evidence: str = ""  # one observation while active, in words
     replicas: tuple[ReplicaShare, ...] = ()
-    failures: tuple[tuple[str, int], ...] = ()   # why → count, most first
+    failures: tuple[tuple[str, int], ...] = ()  # why → count, most first
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class LoadReport:
     achieved_rps: float
     lane_wait_ms: Spread
     send_lag_ms: Spread
-    starved_s: int                    # seconds in which the harness was the bottleneck
+    starved_s: int  # seconds in which the harness was the bottleneck
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Verdict:
     objectives: tuple[Cell, ...]
     faults: tuple[FaultReport, ...]
     load: LoadReport
-    grade: str                        # lowest grade of all faults and of the target; "real" if none
+    grade: str  # lowest grade of all faults and of the target; "real" if none
     version: int = 1
 
     def to_json(self) -> dict[str, Json]:

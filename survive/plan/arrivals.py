@@ -31,7 +31,7 @@ U64 = npt.NDArray[np.uint64]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
-_COUNT, _PLACE, _KIND, _ROW = range(4)      # independent streams of bits
+_COUNT, _PLACE, _KIND, _ROW = range(4)  # independent streams of bits
 _MASK = (1 << 64) - 1
 
 
@@ -186,7 +186,8 @@ class Schedule:
         edges = [s.lambda_end for s in self._segments]
         self._edges = np.array(edges, dtype=np.float64)
         self._cumulative = np.array(
-            [np.cumsum([phase.shares[kind] for kind in kinds]) for phase in phases])
+            [np.cumsum([phase.shares[kind] for kind in kinds]) for phase in phases]
+        )
 
     @classmethod
     def of(cls, plan: Any) -> Schedule:
@@ -206,14 +207,15 @@ class Schedule:
         at = self._places(number)
         at = at[at < self.expected]
         count = len(at)
-        segment = np.minimum(np.searchsorted(self._edges, at, side="right"),
-                             len(self._segments) - 1)
+        segment = np.minimum(
+            np.searchsorted(self._edges, at, side="right"), len(self._segments) - 1
+        )
         times = np.empty(count, dtype=np.float64)
         for index in np.unique(segment):
             inside = segment == index
             times[inside] = self._segments[int(index)].times_us(at[inside])
         intended = np.rint(times).astype(np.int64)
-        for index in np.unique(segment):     # rounding must not push one into the next phase
+        for index in np.unique(segment):  # rounding must not push one into the next phase
             inside = segment == index
             phase = self._segments[int(index)].phase
             intended[inside] = np.clip(intended[inside], phase.start_us, phase.end_us - 1)

@@ -14,9 +14,9 @@ from typing import Any
 from survive.contracts import Json
 from survive.scenario.model import Phase
 
-GUARD_US = 250_000      # after every cut: its own slice, since neither state is certain in it
+GUARD_US = 250_000  # after every cut: its own slice, since neither state is certain in it
 SLICE_US = 1_000_000
-BLOCK = 256             # mean arrivals of one block of the schedule, see arrivals.py
+BLOCK = 256  # mean arrivals of one block of the schedule, see arrivals.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class FaultWindow:
     fault: str
     held: bool
     inject_us: int
-    heal_us: int            # one-shot: end of its single span
+    heal_us: int  # one-shot: end of its single span
     recovery_end_us: int
 
 
@@ -50,10 +50,10 @@ class Plan:
     gives_up_after_us: int | None
     lanes: int
     phases: tuple[Phase, ...]
-    faults: tuple[FaultWindow, ...]     # in order of inject time
+    faults: tuple[FaultWindow, ...]  # in order of inject time
     marks: tuple[int, ...]
     slices: tuple[tuple[int, int], ...]
-    end_us: int                         # of the last phase
+    end_us: int  # of the last phase
     planned: tuple[tuple[int, ...], ...]  # [phase][kind]
 
     def to_json(self) -> dict[str, Json]:
@@ -69,18 +69,21 @@ class Plan:
         """The inverse of to_json. Raises KeyError/TypeError/ValueError on damaged data."""
         phases = tuple(
             Phase(**{**p, "start_rps": Fraction(p["start_rps"]), "end_rps": Fraction(p["end_rps"])})
-            for p in data["phases"])
-        return cls(**{
-            **data,
-            "kinds": tuple(data["kinds"]),
-            "timeouts_us": tuple(data["timeouts_us"]),
-            "streamed": tuple(data["streamed"]),
-            "phases": phases,
-            "faults": tuple(FaultWindow(**f) for f in data["faults"]),
-            "marks": tuple(data["marks"]),
-            "slices": tuple((s, e) for s, e in data["slices"]),
-            "planned": tuple(tuple(row) for row in data["planned"]),
-        })
+            for p in data["phases"]
+        )
+        return cls(
+            **{
+                **data,
+                "kinds": tuple(data["kinds"]),
+                "timeouts_us": tuple(data["timeouts_us"]),
+                "streamed": tuple(data["streamed"]),
+                "phases": phases,
+                "faults": tuple(FaultWindow(**f) for f in data["faults"]),
+                "marks": tuple(data["marks"]),
+                "slices": tuple((s, e) for s, e in data["slices"]),
+                "planned": tuple(tuple(row) for row in data["planned"]),
+            }
+        )
 
     def fault(self, name: str) -> FaultWindow:
         """The planned life of the fault of that name; KeyError if none."""

@@ -12,7 +12,7 @@ LOWEST_US = 1
 HIGHEST_US = 3_600_000_000
 DIGITS = 3
 BUCKETS = 23_552
-_SUB_BITS = 11          # 2 × 10^3 rounded up to a power of two = 2048 sub-buckets
+_SUB_BITS = 11  # 2 × 10^3 rounded up to a power of two = 2048 sub-buckets
 _HALF_BITS = _SUB_BITS - 1
 
 

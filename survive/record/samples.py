@@ -29,20 +29,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-HARNESS = "harness"     # the kind under which the harness files its own seconds
+HARNESS = "harness"  # the kind under which the harness files its own seconds
 
 
 class Outcome(StrEnum):
     """What became of a request. See DESIGN law 5."""
 
     OK = "ok"
-    FAILED = "failed"           # refused, broken, wrong status, incomplete stream, error inside 200
-    TIMED_OUT = "timed_out"     # sent, then the timeout passed
-    ABANDONED = "abandoned"     # sent, then the user gave up
-    EXPIRED = "expired"         # the deadline passed before a lane was free; never sent
-    UNSENT = "unsent"           # the run was stopped first
-    IN_FLIGHT = "in_flight"     # sent, unanswered when stopped
-    LOST = "lost"               # fate unknown: a worker died
+    FAILED = "failed"  # refused, broken, wrong status, incomplete stream, error inside 200
+    TIMED_OUT = "timed_out"  # sent, then the timeout passed
+    ABANDONED = "abandoned"  # sent, then the user gave up
+    EXPIRED = "expired"  # the deadline passed before a lane was free; never sent
+    UNSENT = "unsent"  # the run was stopped first
+    IN_FLIGHT = "in_flight"  # sent, unanswered when stopped
+    LOST = "lost"  # fate unknown: a worker died
 
 
 SETTLED = (Outcome.OK, Outcome.FAILED, Outcome.TIMED_OUT, Outcome.ABANDONED, Outcome.EXPIRED)
@@ -84,15 +84,24 @@ class Key(NamedTuple):
 
     def tag(self) -> str:
         """The HdrHistogram log tag, without slice (the interval says it) and without commas."""
-        return ":".join((self.kind, self.series, self.outcome, str(self.crossed), self.who,
-                         self.why.replace(":", "=").replace(",", ";").replace(" ", "_")))
+        return ":".join(
+            (
+                self.kind,
+                self.series,
+                self.outcome,
+                str(self.crossed),
+                self.who,
+                self.why.replace(":", "=").replace(",", ";").replace(" ", "_"),
+            )
+        )
 
     @classmethod
     def from_tag(cls, slice_index: int, tag: str) -> Key:
         """The inverse of tag; ValueError if it is none of ours."""
         kind, series, outcome, crossed, who, why = tag.split(":")
-        return cls(slice_index, kind, int(crossed), Series(series), outcome, who,
-                   why.replace("=", ":"))
+        return cls(
+            slice_index, kind, int(crossed), Series(series), outcome, who, why.replace("=", ":")
+        )
 
 
 class Counts(NamedTuple):
@@ -106,6 +115,6 @@ class Counts(NamedTuple):
 class Frame:
     """What a load worker reports each second: deltas, in any order, late ones are legal."""
 
-    at_us: int                              # when it was cut
+    at_us: int  # when it was cut
     sets: tuple[tuple[Key, Counts], ...]
-    done: bool = False                      # the last frame of this worker: drained or stopped
+    done: bool = False  # the last frame of this worker: drained or stopped

@@ -1,0 +1,147 @@
+"""The schedule is exact, reproducible and distributed as it says."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from survive.plan.arrivals import Schedule, expected, ln, poisson_count
+from survive.scenario.model import Phase
+
+SHARES = {"chat": 0.6, "search": 0.4}
+
+
+def phase(name, start_s, end_s, rate, to=None, curve="linear"):
+    return Phase(
+        name,
+        round(start_s * 1e6),
+        round(end_s * 1e6),
+        Fraction(rate),
+        Fraction(to if to is not None else rate),
+        curve,
+        shares=SHARES,
+    )
+
+
+RAMP = [
+    phase("low", 0, 10, 20),
+    phase("up", 10, 30, 20, 300, "exponential"),
+    phase("high", 30, 60, 300),
+]
+
+
+def times(schedule):
+    return np.concatenate([b.intended_us for b in schedule.blocks()] or [np.zeros(0, np.int64)])
+
+
+def digest(schedule):
+    seen = hashlib.sha256()
+    for block in schedule.blocks():
+        for column in (block.intended_us, block.kind, block.row):
+            seen.update(column.astype("<i8").tobytes())
+    return seen.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "seed", "golden"),
+    [
+        ("poisson", 42, "7f722d9094dda2c6"),
+        ("poisson", 43, "fef33223872824f9"),
+        ("uniform", 42, "5694c64e102b3a5d"),
+    ],
+)
+def test_same_seed_gives_the_same_bytes_on_any_machine(arrivals, seed, golden):
+    assert digest(Schedule(seed, arrivals, RAMP, list(SHARES))) == golden
+
+
+def test_uniform_arrivals_are_evenly_spaced():
+    got = times(Schedule(1, "uniform", [phase("flat", 0, 8, 200)], list(SHARES)))
+    assert len(got) == 1600
+    assert got[0] == 2500
+    assert set(np.diff(got)) == {5000}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**63),
+    arrivals=st.sampled_from(["poisson", "uniform"]),
+    rates=st.lists(st.integers(1, 400), min_size=1, max_size=5),
+    curve=st.sampled_from(["linear", "exponential"]),
+    ramp=st.booleans(),
+)
+def test_every_arrival_lies_in_order_inside_the_load(seed, arrivals, rates, curve, ramp):
+    phases, previous = [], None
+    for i, rate in enumerate(rates):
+        begin = previous if ramp and previous is not None else rate
+        phases.append(phase(f"p{i}", i * 3, i * 3 + 3, begin, rate, curve))
+        previous = rate
+    schedule = Schedule(seed, arrivals, phases, list(SHARES))
+    first = 0
+    last = -1
+    for block in schedule.blocks():
+        assert block.first == first
+        first += len(block.intended_us)
+        assert block.intended_us[0] >= last
+        assert (np.diff(block.intended_us) >= 0).all()
+        last = int(block.intended_us[-1])
+        assert set(np.unique(block.kind)) <= {0, 1}
+    assert last < phases[-1].end_us
+    if arrivals == "uniform":
+        assert abs(first - schedule.expected) <= 1
+    else:
+        assert abs(first - schedule.expected) < 6.5 * math.sqrt(schedule.expected) + 1
+
+
+def test_poisson_gaps_are_exponential_and_counts_are_dispersed_like_poisson():
+    got = times(Schedule(7, "poisson", [phase("flat", 0, 400, 250)], list(SHARES)))
+    gaps = np.sort(np.diff(got) / 1e6 * 250)
+    # Kolmogorov-Smirnov distance to Exp(1); 1.95/sqrt(n) is the 0.1 % point.
+    distance = np.max(np.abs((np.arange(len(gaps)) + 0.5) / len(gaps) - (1 - np.exp(-gaps))))
+    assert distance < 1.95 / math.sqrt(len(gaps))
+    per_second = np.bincount(got // 1_000_000, minlength=400)
+    assert 0.8 < per_second.var() / per_second.mean() < 1.25
+
+
+def test_block_counts_are_poisson_over_seeds():
+    counts = np.array([poisson_count(seed, 3) for seed in range(4000)])
+    assert abs(counts.mean() - 256) < 4 * math.sqrt(256 / 4000)
+    assert 0.9 < counts.var() / 256 < 1.1
+
+
+@pytest.mark.parametrize("curve", ["linear", "exponential"])
+def test_a_ramp_follows_its_curve(curve):
+    up = phase("up", 0, 100, 10, 400, curve)
+    got = times(Schedule(5, "uniform", [up], list(SHARES))) / 1e6
+    for t in (20.0, 50.0, 80.0):
+        part = t / 100
+        rate = 10 + 390 * part if curve == "linear" else 10 * 40**part
+        seen = np.count_nonzero((got >= t - 1) & (got < t + 1)) / 2
+        assert seen == pytest.approx(rate, rel=0.03, abs=1)
+    assert len(got) == pytest.approx(expected(up), abs=1)
+
+
+def test_kinds_come_in_their_shares():
+    kinds = np.concatenate(
+        [
+            b.kind
+            for b in Schedule(9, "poisson", [phase("flat", 0, 100, 300)], list(SHARES)).blocks()
+        ]
+    )
+    assert np.mean(kinds == 0) == pytest.approx(0.6, abs=0.01)
+
+
+def test_our_logarithm_agrees_with_libm():
+    x = np.exp(np.linspace(-30, 30, 20001))
+    assert np.max(np.abs(ln(x) - np.log(x)) / np.maximum(np.abs(np.log(x)), 1e-3)) < 1e-15
+
+
+def test_near_seeds_are_unrelated():
+    a, b = (times(Schedule(s, "poisson", [phase("f", 0, 60, 200)], list(SHARES))) for s in (1, 2))
+    size = min(len(a), len(b))
+    assert abs(np.corrcoef(np.diff(a[:size]), np.diff(b[:size]))[0, 1]) < 0.05
