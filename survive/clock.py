@@ -48,5 +48,5 @@ async def sleep_us(clock: Clock, us: int) -> None:
 
 
 def seeded(seed: int, *names: str | int) -> random.Random:
-    """A generator of its own for each named part, so that one part's draws never shift another's."""
+    """A generator for each named part: the draws of one never shift those of another."""
     return random.Random(":".join(str(part) for part in (seed, *names)))

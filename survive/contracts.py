@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from survive.judge.verdict import Verdict
     from survive.record.reader import Record
 
-Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json]"
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 
 class Grade(StrEnum):

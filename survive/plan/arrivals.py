@@ -228,5 +228,5 @@ class Schedule:
         if not self._poisson:
             return number * float(BLOCK) + np.arange(BLOCK) + 0.5
         count = poisson_count(self._seed, number)
-        places = np.sort(uniforms(bits(self._seed, _PLACE, number, count)))
+        places: F64 = np.sort(uniforms(bits(self._seed, _PLACE, number, count)))
         return number * float(BLOCK) + places * BLOCK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -90,7 +91,7 @@ def slices(
         edges |= {cut, cut + GUARD_US}
     edges |= {w.recovery_end_us for w in windows}
     ordered = sorted(edge for edge in edges if 0 <= edge <= end_us)
-    return tuple(zip(ordered, ordered[1:], strict=False))
+    return tuple(itertools.pairwise(ordered))
 
 
 def make_plan(scenario: Scenario) -> Plan:

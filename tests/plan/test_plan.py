@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from fractions import Fraction
 
@@ -98,7 +99,7 @@ def test_slices_tile_the_load_and_end_at_every_edge(raw, end_us):
     got = slices(end_us, [end_us], windows)
     assert got[0][0] == 0
     assert got[-1][1] == end_us
-    assert all(a[1] == b[0] for a, b in zip(got, got[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(got))
     assert all(0 < end - start <= S for start, end in got)
     starts = {start for start, _ in got} | {end_us}
     for window in windows:

@@ -1,0 +1,227 @@
+"""The command line: parse, dispatch, exit. A contract: see docs/stability.md.
+
+Results go to stdout, progress and diagnostics to stderr. Everything heavy is imported inside the
+command that needs it, so that ``survive --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from survive import __version__
+from survive.errors import ExitCode, SurviveError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="survive")
+def cli() -> None:
+    """Drive load and faults on one clock, and say whether the stack survived.
+
+    \b
+    exit codes: 0 survived · 1 failed · 2 wrong scenario or command line · 3 inconclusive
+                4 stopped by stop_if · 5 a heal is not proven · 6 refused · 70 a bug of ours
+    """
+
+
+def scenario_options(command: F) -> F:
+    """The options that every command on a scenario file shares."""
+    for option in (
+        click.argument("file", type=click.Path(path_type=Path)),
+        click.option("--target", help="Use another target file (targets/NAME.yaml)."),
+        click.option(
+            "--set", "sets", multiple=True, metavar="PATH=VALUE", help="Override one value."
+        ),
+        click.option("--profile", help="Apply a profile of the scenario file."),
+    ):
+        command = option(command)
+    return command
+
+
+def plugins_option(command: F) -> F:
+    """Whether code beside the scenario may run."""
+    option: Callable[[F], F] = click.option(
+        "--plugins", is_flag=True, help="Load faults of your own folders (runs their code)."
+    )
+    return option(command)
+
+
+@cli.command()
+@scenario_options
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True
+)
+@click.option("--virtual", is_flag=True, help="One event loop, counted time, grade simulated.")
+def run(
+    file: Path,
+    target: str | None,
+    sets: tuple[str, ...],
+    profile: str | None,
+    out: Path,
+    form: str,
+    virtual: bool,
+) -> ExitCode:
+    """Run a scenario: load, faults, verdict."""
+    from survive.host.command import run_scenario
+
+    return run_scenario(
+        file, target=target, sets=sets, profile=profile, out=out, form=form, virtual=virtual
+    )
+
+
+@cli.command()
+@scenario_options
+@plugins_option
+def validate(
+    file: Path, target: str | None, sets: tuple[str, ...], profile: str | None, plugins: bool
+) -> ExitCode:
+    """Check a scenario and its target file; every problem at once."""
+    from survive.catalog import Catalog
+    from survive.scenario.loader import load_scenario
+
+    catalog = Catalog(file, plugins=plugins)
+    scenario = load_scenario(file, target=target, sets=sets, profile=profile, catalog=catalog)
+    for warning in scenario.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"{file}: valid ({scenario.name} on {scenario.target.name})")
+    return ExitCode.SURVIVED
+
+
+@cli.command()
+@scenario_options
+@plugins_option
+def explain(
+    file: Path, target: str | None, sets: tuple[str, ...], profile: str | None, plugins: bool
+) -> ExitCode:
+    """Show what a run would do, and what each objective could tell; changes nothing."""
+    from survive.catalog import Catalog
+    from survive.plan.explain import explain as explained
+    from survive.plan.plan import make_plan
+    from survive.scenario.loader import load_scenario
+
+    catalog = Catalog(file, plugins=plugins)
+    scenario = load_scenario(file, target=target, sets=sets, profile=profile, catalog=catalog)
+    click.echo(explained(scenario, make_plan(scenario), catalog))
+    return ExitCode.SURVIVED
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--from-hlog", is_flag=True, help="Derive the table from latency.hlog again.")
+@click.option(
+    "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True
+)
+def judge(folder: Path, from_hlog: bool, form: str) -> ExitCode:
+    """Judge a stored run again, by the limits in its scenario.yaml."""
+    from survive.host.command import judge_run
+
+    return judge_run(folder, from_hlog=from_hlog, form=form)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--format", "form", default="terminal", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A file instead of stdout.")
+def report(folder: Path, form: str, output: Path | None) -> ExitCode:
+    """Render a stored run."""
+    from survive.host.command import report_run
+
+    return report_run(folder, form=form, output=output)
+
+
+@cli.command()
+@click.option("--check", is_flag=True, help="Change nothing; exit 0 only on a clean host.")
+@click.option("--run", "run_id", help="Only this run.")
+@click.option("--force", is_flag=True, help="Even if its owner seems alive (with --run).")
+def heal(check: bool, run_id: str | None, force: bool) -> ExitCode:
+    """Mend what a dead run left behind, from its ledger alone."""
+    from survive.host.command import heal_host
+
+    return heal_host(check=check, run_id=run_id, force=force)
+
+
+@cli.command()
+@click.argument("kind", required=False)
+@click.option(
+    "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True
+)
+def faults(kind: str | None, form: str) -> ExitCode:
+    """List the faults, or show one: settings, grade, what it certifies and what not."""
+    from survive.host.listing import show_faults
+
+    click.echo(show_faults(kind, form))
+    return ExitCode.SURVIVED
+
+
+@cli.command()
+def targets() -> ExitCode:
+    """List the targets that a scenario here can name."""
+    from survive.catalog import Catalog
+
+    catalog = Catalog(Path.cwd())
+    for name in catalog.target_names():
+        click.echo(f"{name:20} {catalog.target_file(name)}")
+    return ExitCode.SURVIVED
+
+
+@cli.command()
+@click.argument("what", type=click.Choice(["scenario", "target"]), default="scenario")
+def schema(what: str) -> ExitCode:
+    """Print the JSON Schema (draft 7) of a file, for editors and hooks."""
+    import json
+
+    from survive.scenario.schema import scenario_schema, target_schema
+
+    document = scenario_schema() if what == "scenario" else target_schema()
+    click.echo(json.dumps(document, indent=2))
+    return ExitCode.SURVIVED
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The console script. Ends the process with an ExitCode, never with a bare traceback."""
+    sys.exit(int(_guarded(lambda: cli.main(argv, standalone_mode=False))))
+
+
+def _guarded(command: Callable[[], Any]) -> ExitCode:
+    try:
+        code = command()
+    except SurviveError as error:
+        for line in error.lines():
+            click.echo(line, err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.INVALID
+    except (click.Abort, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our stdout left (`| head`): nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.SURVIVED
+    except Exception:
+        return _bug()
+    return ExitCode(code) if isinstance(code, int) else ExitCode.SURVIVED
+
+
+def _bug() -> ExitCode:
+    import tempfile
+
+    text = traceback.format_exc()
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="survive-bug-", suffix=".txt", delete=False
+    ) as file:
+        file.write(text)
+    click.echo(f"a bug of ours: {text.strip().splitlines()[-1]}", err=True)
+    click.echo(f"  hint: please report it with {file.name}", err=True)
+    return ExitCode.BUG
+
+

@@ -1,0 +1,246 @@
+"""What the commands ``run``, ``judge``, ``report`` and ``heal`` do, between the parser and the core."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from survive import __version__
+from survive.catalog import Catalog
+from survive.contracts import Json
+from survive.errors import ExitCode, RefusedError, SurviveError
+from survive.judge.judge import judge
+from survive.judge.verdict import Verdict
+from survive.plan.model import Plan
+from survive.plan.plan import make_plan
+from survive.record.reader import Record
+from survive.record.writer import RecordWriter
+from survive.scenario.loader import dump_scenario, load_scenario, load_stored
+from survive.scenario.model import Scenario, TargetSpec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from survive.host.run import Display
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What both hosts need to perform a run."""
+
+    run_id: str
+    scenario: Scenario
+    plan: Plan
+    catalog: Catalog
+    folder: Path
+    key: str                # bearer key of the target, "" = none
+    token: str              # of the simulated GPU's control channel
+    env: Mapping[str, str]
+
+
+def run_scenario(
+    file: Path,
+    *,
+    target: str | None,
+    sets: Sequence[str],
+    profile: str | None,
+    out: Path,
+    form: str,
+    virtual: bool,
+) -> ExitCode:
+    """Load, plan, perform, judge, show. Errors before the run are raised; see ``survive.cli``."""
+    catalog = Catalog(file)
+    scenario = load_scenario(file, target=target, sets=sets, profile=profile, catalog=catalog)
+    plan = make_plan(scenario)
+    for warning in scenario.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    key, token = _secrets(scenario.target, scenario.seed, os.environ, virtual)
+    folder = _new_folder(out, scenario)
+    context = RunContext(
+        f"{folder.name}-{secrets.token_hex(3)}",
+        scenario,
+        plan,
+        catalog,
+        folder,
+        key,
+        token,
+        dict(os.environ),
+    )
+    try:
+        return _run_in(context, form, virtual)
+    except SurviveError:
+        raise
+    except Exception:
+        (folder / "bug.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        click.echo(f"a bug of ours: the traceback is in {folder / 'bug.txt'}", err=True)
+        return ExitCode.BUG
+
+
+def _run_in(context: RunContext, form: str, virtual: bool) -> ExitCode:
+    dump_scenario(context.scenario, context.folder)
+    _write_manifest(context, virtual)
+    writer = RecordWriter(context.folder, context.plan)
+    console = _console(sys.stderr)
+    display = _display(console, context)
+    display.start()
+    try:
+        error = _perform(context, writer, display, virtual)
+    finally:
+        display.stop()
+        writer.close()
+    if error is not None:
+        for line in error.lines():
+            click.echo(line, err=True)
+        if error.exit_code is ExitCode.REFUSED:
+            return error.exit_code
+    record = Record.load(context.folder)
+    verdict = judge(record, context.scenario)
+    _write_json(context.folder / "verdict.json", verdict.to_json())
+    _point_latest(context.folder)
+    _show(record, verdict, form)
+    return verdict.exit_code
+
+
+def _perform(
+    context: RunContext, writer: RecordWriter, display: Display, virtual: bool
+) -> SurviveError | None:
+    if virtual:
+        from survive.host.virtual import perform_virtual
+
+        return perform_virtual(context, writer, display)
+    from survive.host.real import perform_real
+
+    return perform_real(context, writer, display)
+
+
+def judge_run(folder: Path, *, from_hlog: bool, form: str) -> ExitCode:
+    """Judge a stored run again; writes nothing but its verdict.json."""
+    record = Record.load(folder, from_hlog=from_hlog)
+    verdict = judge(record, load_stored(folder))
+    _write_json(folder / "verdict.json", verdict.to_json())
+    _show(record, verdict, form)
+    return verdict.exit_code
+
+
+def report_run(folder: Path, *, form: str, output: Path | None) -> ExitCode:
+    """Render a stored run; the verdict is computed afresh, so a report never outlives its record."""
+    record = Record.load(folder)
+    verdict = judge(record, load_stored(folder))
+    if form == "terminal" and output is None:
+        _show(record, verdict, "human")
+        return ExitCode.SURVIVED
+    rendered = Catalog(folder).reporter(form).render(record, verdict)
+    if output is None or str(output) == "-":
+        sys.stdout.buffer.write(rendered)
+    else:
+        output.write_bytes(rendered)
+    return ExitCode.SURVIVED
+
+
+def heal_host(*, check: bool, run_id: str | None, force: bool) -> ExitCode:
+    """Mend, or only look. 0 = a clean host, 5 = something remains."""
+    from survive.chaos.heal import heal_leftovers
+
+    result = heal_leftovers(run=run_id, force=force, check=check)
+    for line in result.lines():
+        click.echo(line)
+    return ExitCode.SURVIVED if result.clean else ExitCode.HEAL_UNPROVEN
+
+
+def _secrets(
+    target: TargetSpec, seed: int, env: Mapping[str, str], virtual: bool
+) -> tuple[str, str]:
+    """(bearer key, GPU token). A stack that we start ourselves gets made-up ones."""
+    ours = target.driver != "external"
+    name = target.bearer.removeprefix("${").removesuffix("}")
+    key = env.get(name, "") if name else ""
+    if name and not key and not ours:
+        raise RefusedError(
+            f"the environment variable {name} is not set",
+            hint=f"it holds the key of target {target.name!r}",
+        )
+    if virtual:     # fixed by the seed: the same seed gives the same record
+        return (f"virtual-key-{seed}" if name else ""), f"virtual-token-{seed}"
+    return key or (secrets.token_hex(16) if name else ""), secrets.token_hex(16)
+
+
+def _new_folder(out: Path, scenario: Scenario) -> Path:
+    """``<out>/<scenario>/<UTC>-<seed>``, made; a second run in the same second gets a suffix."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    base = out / scenario.name / f"{stamp}-{scenario.seed}"
+    for attempt in range(1000):
+        folder = base if attempt == 0 else base.with_name(f"{base.name}.{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RefusedError(f"cannot create the run directory {folder}: {error}") from error
+        return folder
+    raise RefusedError(f"too many runs in {base.parent} within one second")
+
+
+def _point_latest(folder: Path) -> None:
+    link = folder.parent / "latest"
+    fresh = folder.parent / f".latest-{os.getpid()}"
+    fresh.symlink_to(folder.name)
+    fresh.replace(link)
+
+
+def _write_manifest(context: RunContext, virtual: bool) -> None:
+    """Everything about a run that is not the same for the same seed."""
+    _write_json(
+        context.folder / "manifest.json",
+        {
+            "version": 1,
+            "survive": __version__,
+            "run": context.run_id,
+            "started_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "host": "virtual" if virtual else "real",
+            "argv": list(sys.argv[1:]),
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        },
+    )
+
+
+def _write_json(path: Path, document: Mapping[str, Json]) -> None:
+    """Whole or not at all: a reader never sees half a verdict."""
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+def _console(stream: Any) -> Console:
+    """Cursor movement only on a real terminal, whatever FORCE_COLOR says."""
+    from rich.console import Console
+
+    return Console(file=stream, force_interactive=stream.isatty(), highlight=False)
+
+
+def _display(console: Console, context: RunContext) -> Any:
+    from survive.catalog import builtin_root, load_module
+
+    live = load_module(builtin_root() / "reporters" / "live.py")
+    return live.LiveDisplay(console, context.plan, context.scenario.name)
+
+
+def _show(record: Record, verdict: Verdict, form: str) -> None:
+    if form == "json":
+        click.echo(json.dumps(verdict.to_json(), indent=2))
+        return
+    from survive.catalog import builtin_root, load_module
+
+    terminal = load_module(builtin_root() / "reporters" / "terminal.py")
+    terminal.print_report(_console(sys.stdout), record, verdict)
