@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from survive.clock import LoopClock, seeded, sleep_us
+from survive.host import loop as loop_module
+from survive.host.loop import DeadlockError, RunawayError, virtual_run
+
+
+def test_an_hour_passes_exactly_and_at_once() -> None:
+    async def main() -> tuple[int, float]:
+        clock = LoopClock(0.0)
+        for _ in range(3600):
+            await sleep_us(clock, 1_000_000)
+        return clock.now_us(), asyncio.get_running_loop().time()
+
+    began = time.monotonic()
+    assert virtual_run(main()) == (3_600_000_000, 3600.0)
+    assert time.monotonic() - began < 5
+
+
+def test_microseconds_never_drift() -> None:
+    async def main() -> int:
+        clock = LoopClock(0.0)
+        for t_us in range(7, 70_000, 7):
+            await clock.sleep_until(t_us)
+            assert clock.now_us() == t_us
+        return clock.now_us()
+
+    assert virtual_run(main()) == 69_993
+
+
+async def _trace(seed: int) -> list[tuple[int, int]]:
+    clock = LoopClock(0.0)
+    seen: list[tuple[int, int]] = []
+    queue: asyncio.Queue[int] = asyncio.Queue()
+
+    async def worker(number: int) -> None:
+        random = seeded(seed, "worker", number)
+        for _ in range(20):
+            await sleep_us(clock, random.randrange(1, 5_000))
+            seen.append((clock.now_us(), number))
+            queue.put_nowait(number)
+
+    async def reader() -> None:
+        while True:
+            number = await queue.get()
+            seen.append((clock.now_us(), 100 + number))
+
+    reading = asyncio.create_task(reader())
+    await asyncio.gather(*(worker(n) for n in range(10)))
+    reading.cancel()
+    return seen
+
+
+def test_same_coroutine_same_order() -> None:
+    assert virtual_run(_trace(1)) == virtual_run(_trace(1))
+    assert virtual_run(_trace(1)) != virtual_run(_trace(2))
+
+
+def test_a_deadlock_names_who_waits_and_where() -> None:
+    async def waits_for_ever() -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        task = asyncio.create_task(waits_for_ever(), name="the-waiter")
+        await task
+
+    with pytest.raises(DeadlockError, match=r"the-waiter \(.*waits_for_ever at .*test_loop.py:"):
+        virtual_run(main())
+
+
+def test_time_without_end_is_an_error() -> None:
+    async def main() -> None:
+        while True:  # noqa: ASYNC110 - it must never end
+            await asyncio.sleep(10)
+
+    with pytest.raises(RunawayError, match="passed 3600 s"):
+        virtual_run(main(), limit_s=3600)
+
+
+def test_turns_without_time_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "MAX_IDLE_TURNS", 1000)
+
+    async def main() -> None:
+        while True:  # noqa: ASYNC110 - it must never end
+            await asyncio.sleep(0)
+
+    with pytest.raises(RunawayError, match="without time passing"):
+        virtual_run(main())
+
+
+def test_leftovers_are_cancelled() -> None:
+    ended: list[str] = []
+
+    async def background() -> None:
+        try:
+            await asyncio.sleep(1e6)
+        finally:
+            await asyncio.sleep(1)
+            ended.append("background")
+
+    async def main() -> str:
+        task = asyncio.create_task(background())
+        await asyncio.sleep(1)
+        assert not task.done()
+        return "done"
+
+    assert virtual_run(main()) == "done"
+    assert ended == ["background"]
+
+
+def test_errors_of_the_coroutine_come_out() -> None:
+    async def main() -> None:
+        await asyncio.sleep(1)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        virtual_run(main())
+
+
+def test_timeouts_fire_in_virtual_time() -> None:
+    async def main() -> float:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(30):
+                await asyncio.sleep(31)
+        return asyncio.get_running_loop().time()
+
+    assert virtual_run(main()) == 30.0
+
+
+def test_a_signal_still_reaches_the_loop() -> None:
+    import os
+    import signal
+
+    async def main() -> int:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, stop.set)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        turns = 0
+        while not stop.is_set():
+            await asyncio.sleep(1)
+            turns += 1
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGUSR1)
+        return turns
+
+    assert 0 < virtual_run(main()) < 1000
