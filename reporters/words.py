@@ -1,0 +1,125 @@
+"""Numbers as people read them: few digits, a unit, and never a rounding that hides a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from survive.judge.verdict import Number
+from survive.units import SECOND
+
+NOTHING = "-"
+_TINY = 1e-4
+
+
+def digits(value: float, significant: int = 3, beside: Sequence[float] = ()) -> str:
+    """``1234.5`` → ``1,230``; never an exponent, no trailing zeros.
+
+    More digits are shown until the text differs from every number of ``beside`` that the value
+    itself differs from: 800.4 beside a limit of 800 is ``800.4``, not ``800``.
+    """
+    if value == 0:
+        return "0"
+    if abs(value) < _TINY:
+        return f"<{_TINY:.4f}"
+    for shown in range(significant, 10):
+        text = _fixed(value, shown)
+        seen = float(text.replace(",", ""))
+        if not any(seen == other and not math.isclose(value, other) for other in beside):
+            break
+    return text
+
+
+def _fixed(value: float, significant: int) -> str:
+    magnitude = math.floor(math.log10(abs(value)))
+    places = significant - 1 - magnitude
+    text = f"{round(value, places):,.{max(0, places)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def count(number: int) -> str:
+    """``2104`` → ``2,104``."""
+    return f"{number:,}"
+
+
+def plural(number: int, noun: str) -> str:
+    """``1 fault``, ``2 faults``."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def share(value: float, beside: float | None = None, significant: int = 4) -> str:
+    """``0.99712`` → ``99.71 %``; 100 % and 0 % only if they are exact."""
+    others = [0.0, 100.0] + ([] if beside is None else [beside * 100])
+    return f"{digits(value * 100, significant, others)} %"
+
+
+def milliseconds(value: float, beside: float | None = None) -> str:
+    """``412.3`` → ``412 ms``; from 10 s on in seconds."""
+    if value >= 10_000:
+        return f"{digits(value / 1000, 3, [] if beside is None else [beside / 1000])} s"
+    return f"{digits(value, 3, [] if beside is None else [beside])} ms"
+
+
+def seconds(value: float | None, beside: float | None = None) -> str:
+    """``1.4`` → ``1.4 s``; None → ``-``."""
+    if value is None:
+        return NOTHING
+    return f"{digits(value, 4, [] if beside is None else [beside])} s"
+
+
+def quantity(value: Number, unit: str, beside: float | None = None) -> str:
+    """A number of a cell in its unit (share | ms | s); ``inf`` stays, None is ``-``."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, str):
+        return value
+    if math.isinf(value):
+        return "inf"
+    if unit == "share":
+        return share(value, beside)
+    return milliseconds(value, beside) if unit == "ms" else seconds(value, beside)
+
+
+def interval(low: Number, high: Number, unit: str) -> str:
+    """``99.63..99.77``, in the unit of the quantity beside it; empty if there is none."""
+    if low is None and high is None:
+        return ""
+    in_seconds = unit == "ms" and any(isinstance(v, float) and v >= 10_000 for v in (low, high))
+    factor = 100.0 if unit == "share" else 0.001 if in_seconds else 1.0
+    wanted = 4 if unit == "share" else 3
+    ends = [_end(value, factor, wanted) for value in (low, high)]
+    return "..".join(ends) + (" s" if in_seconds else "")
+
+
+def _end(value: Number, factor: float, wanted: int) -> str:
+    if value is None:
+        return "?"
+    if isinstance(value, str) or math.isinf(value):
+        return "inf"
+    return digits(value * factor, wanted, [0.0, 100.0] if factor == 100.0 else [])
+
+
+def rate(rps: float) -> str:
+    """``69.44`` → ``69.4/s``."""
+    return f"{digits(rps)}/s"
+
+
+def span(us: float) -> str:
+    """``84_000_000`` → ``1m24s``; below a minute with a tenth, ``8.5s``."""
+    total = us / SECOND
+    if total < 59.95:
+        return f"{round(total, 1):g}s"
+    whole = round(total)
+    hours, rest = divmod(whole, 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours}h{minutes:02}m{left:02}s" if hours else f"{minutes}m{left:02}s"
+
+
+def tick(t_s: int) -> str:
+    """A label of the time axis: ``20s``, ``2m``, ``1m30``, ``1h``, ``1h30``."""
+    if t_s < 60:
+        return f"{t_s}s"
+    if t_s < 3600:
+        return f"{t_s // 60}m{t_s % 60:02}" if t_s % 60 else f"{t_s // 60}m"
+    minutes = t_s % 3600 // 60
+    return f"{t_s // 3600}h{minutes:02}" if minutes else f"{t_s // 3600}h"
