@@ -1,0 +1,192 @@
+"""Faults on the replicas of a service: a process that dies, hangs, or stays away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+from survive.contracts import (
+    Active,
+    Grade,
+    HandleSpec,
+    Injection,
+    Needs,
+    Observation,
+    ReplicaHandle,
+)
+from survive.transport import Broken, CallFailedError, Request, read_all
+
+ANSWER_S = 0.25     # a health probe that takes longer is no answer
+
+
+@dataclass(frozen=True, slots=True)
+class NoSettings:
+    """These faults have none."""
+
+
+@runtime_checkable
+class _SeesOs(Protocol):
+    """A handle that knows the operating system's own word for its process."""
+
+    async def os_state(self) -> str: ...
+
+
+async def _probe(handle: ReplicaHandle) -> int | Broken:
+    """One health probe straight to the replica: its status, or how it failed."""
+    spec = handle.spec
+    try:
+        answer = await handle.transport.call(
+            spec.address, Request("GET", spec.probe_path), timeout_s=ANSWER_S)
+        await answer.close()
+    except CallFailedError as error:
+        return error.how
+    return answer.status
+
+
+async def _healthy(handle: ReplicaHandle) -> bool:
+    """The whole way: a 200 with its whole body."""
+    spec = handle.spec
+    try:
+        answer = await handle.transport.call(
+            spec.address, Request("GET", spec.probe_path), timeout_s=2 * ANSWER_S)
+        await read_all(answer)
+    except CallFailedError:
+        return False
+    return answer.status == 200
+
+
+class NodeKill:
+    """SIGKILL, once. The supervisor may bring it back; that is the recovery to be judged."""
+
+    kind: ClassVar[str] = "node.kill"
+    held: ClassVar[bool] = False
+    grade: ClassVar[Grade] = Grade.REAL
+    layer: ClassVar[str] = "node"
+    needs: ClassVar[Needs] = Needs.REPLICA
+    privileges: ClassVar[str] = ""
+    keeps_down: ClassVar[bool] = False
+    certifies: ClassVar[str] = (
+        "requests survive the sudden death of a replica's process, and its restart")
+    does_not_certify: ClassVar[str] = (
+        "the loss of a whole machine, of its disk or of its network; a crash that corrupts data")
+    settings: ClassVar[type] = NoSettings
+
+    def preflight(self, settings: NoSettings, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
+        """Every victim that is known by name."""
+        return list(victims)
+
+    async def inject(self, injection: Injection, handle: ReplicaHandle) -> None:
+        """Kill its process group."""
+        await handle.kill()
+
+    async def observe(
+        self, injection: Injection, handle: ReplicaHandle, before: float | None
+    ) -> Observation:
+        """Active once the very process that was hit is gone; a successor does not count."""
+        spec = handle.spec
+        if await handle.exists():
+            return Observation(Active.NO, f"{spec.replica_id} still runs as pid {spec.pid}")
+        return Observation(Active.YES, f"pid {spec.pid} of {spec.replica_id} is gone")
+
+    async def heal(self, injection: Injection, handle: ReplicaHandle) -> None:
+        """Nothing to undo: a one-shot."""
+
+    async def round_trip(self, injection: Injection, handle: ReplicaHandle) -> bool:
+        """The replica answers its health probe."""
+        return await _healthy(handle)
+
+
+class NodePause:
+    """SIGSTOP for a time: ports stay open, connections are accepted, nothing answers."""
+
+    kind: ClassVar[str] = "node.pause"
+    held: ClassVar[bool] = True
+    grade: ClassVar[Grade] = Grade.REAL
+    layer: ClassVar[str] = "node"
+    needs: ClassVar[Needs] = Needs.REPLICA
+    privileges: ClassVar[str] = ""
+    keeps_down: ClassVar[bool] = False
+    certifies: ClassVar[str] = (
+        "requests survive a replica that hangs with its ports open (deadlock, long collection, "
+        "stuck driver), and its sudden return with all that it had queued")
+    does_not_certify: ClassVar[str] = (
+        "a lost machine or network: peers still get TCP acknowledgements, and the kernel still "
+        "accepts connections until the backlog is full")
+    settings: ClassVar[type] = NoSettings
+
+    def preflight(self, settings: NoSettings, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
+        """Every victim that is known by name."""
+        return list(victims)
+
+    async def inject(self, injection: Injection, handle: ReplicaHandle) -> None:
+        """Stop its process group."""
+        await handle.pause()
+
+    async def observe(
+        self, injection: Injection, handle: ReplicaHandle, before: float | None
+    ) -> Observation:
+        """Active if a probe straight to it gets no answer in 250 ms, and it is not merely slow."""
+        seen = await _probe(handle)
+        state = await handle.os_state() if isinstance(handle, _SeesOs) else ""
+        shown = f", state {state}" if state else ""
+        name = handle.spec.replica_id
+        if isinstance(seen, int):
+            return Observation(Active.NO, f"{name} answers {seen}{shown}")
+        if seen is not Broken.TIMEOUT:
+            active = Active.NO if seen is Broken.REFUSED else Active.UNKNOWN
+            return Observation(active, f"{name}: {seen}{shown}")
+        if state and state not in "Tt":
+            return Observation(Active.UNKNOWN, f"{name} is silent but runs{shown}")
+        return Observation(Active.YES, f"{name} is silent for 250 ms{shown}")
+
+    async def heal(self, injection: Injection, handle: ReplicaHandle) -> None:
+        """Let its process group go on."""
+        await handle.resume()
+
+    async def round_trip(self, injection: Injection, handle: ReplicaHandle) -> bool:
+        """The replica answers its health probe."""
+        return await _healthy(handle)
+
+
+class NodeDown:
+    """Killed and kept away: its port refuses until the heal lets the supervisor start it."""
+
+    kind: ClassVar[str] = "node.down"
+    held: ClassVar[bool] = True
+    grade: ClassVar[Grade] = Grade.REAL
+    layer: ClassVar[str] = "node"
+    needs: ClassVar[Needs] = Needs.REPLICA
+    privileges: ClassVar[str] = ""
+    keeps_down: ClassVar[bool] = True
+    certifies: ClassVar[str] = (
+        "requests survive a replica that is gone for a time, and its cold return")
+    does_not_certify: ClassVar[str] = (
+        "an unreachable host: a dead process refuses connections at once, a dead host swallows "
+        "them; the restart is the test stack's supervisor's, not an orchestrator's")
+    settings: ClassVar[type] = NoSettings
+
+    def preflight(self, settings: NoSettings, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
+        """Every victim that is known by name."""
+        return list(victims)
+
+    async def inject(self, injection: Injection, handle: ReplicaHandle) -> None:
+        """Kill it; ``keeps_down`` already made the agent hold the supervisor back."""
+        await handle.kill()
+
+    async def observe(
+        self, injection: Injection, handle: ReplicaHandle, before: float | None
+    ) -> Observation:
+        """Active if its own address refuses connections."""
+        seen = await _probe(handle)
+        if isinstance(seen, int):
+            return Observation(Active.NO, f"{handle.spec.replica_id} answers {seen}")
+        active = Active.YES if seen is Broken.REFUSED else Active.UNKNOWN
+        return Observation(active, f"{handle.spec.replica_id}: {seen}")
+
+    async def heal(self, injection: Injection, handle: ReplicaHandle) -> None:
+        """The release itself is the agent's, which held (``keeps_down``); no other undo."""
+
+    async def round_trip(self, injection: Injection, handle: ReplicaHandle) -> bool:
+        """The new process answers its health probe."""
+        return await _healthy(handle)

@@ -1,0 +1,123 @@
+"""What faults act on when the target is processes of this host, and the simulated GPU of any host.
+
+Light imports: a fault's child process starts with these in well under 150 ms.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+
+from survive.chaos import processes
+from survive.clock import Clock
+from survive.contracts import FaultFailedError, Handle, HandleSpec, Injection, Json, Needs
+from survive.transport import CallFailedError, Request, Transport, read_all
+
+ADMIN_TIMEOUT_S = 1.0
+
+
+class ProcessReplica:
+    """One replica that is a process of this host, with the process group that it leads.
+
+    Acts only on the very process that the spec names (pid *and* start time): a recycled pid is
+    never touched, and a gone process is no error.
+    """
+
+    def __init__(self, spec: HandleSpec, clock: Clock, transport: Transport) -> None:
+        self.spec = spec
+        self.clock = clock
+        self.transport = transport
+
+    async def kill(self) -> None:
+        """SIGKILL to its whole group, paused members included."""
+        signal_group(self.spec.pid, self.spec.start_time, signal.SIGKILL)
+
+    async def pause(self) -> None:
+        """SIGSTOP to its whole group."""
+        signal_group(self.spec.pid, self.spec.start_time, signal.SIGSTOP)
+
+    async def resume(self) -> None:
+        """SIGCONT to its whole group."""
+        signal_group(self.spec.pid, self.spec.start_time, signal.SIGCONT)
+
+    async def exists(self) -> bool:
+        """Read from /proc: the very process is there and is no zombie."""
+        return processes.exists(self.spec.pid, self.spec.start_time)
+
+    async def os_state(self) -> str:
+        """Its state letter in /proc/<pid>/stat (``T`` = stopped); "" if it is gone."""
+        return processes.state(self.spec.pid, self.spec.start_time)
+
+
+class SimulatedGpu:
+    """The simulated GPU of one replica, by the replica's admin route. Works on both hosts."""
+
+    def __init__(self, spec: HandleSpec, clock: Clock, transport: Transport) -> None:
+        self.spec = spec
+        self.clock = clock
+        self.transport = transport
+
+    async def set_state(self, **state: Json) -> None:
+        """POST /admin/gpu; raises FaultFailedError unless it answers 200."""
+        headers = (("content-type", "application/json"), ("x-gpu-token", self.spec.token))
+        request = Request("POST", "/admin/gpu", headers, json.dumps(state).encode())
+        try:
+            answer = await self.transport.call(
+                self.spec.address, request, timeout_s=ADMIN_TIMEOUT_S)
+            body = await read_all(answer)
+        except CallFailedError as error:
+            raise FaultFailedError(f"admin route of {self.spec.replica_id}: {error}") from error
+        if answer.status != 200:
+            said = body[:200].decode(errors="replace")
+            raise FaultFailedError(f"admin route of {self.spec.replica_id}: "
+                                   f"status {answer.status} {said}")
+
+
+def open_handle(spec: HandleSpec, needs: Needs, clock: Clock, transport: Transport) -> Handle:
+    """The handle for a spec, on a real host."""
+    if needs is Needs.GPU:
+        return SimulatedGpu(spec, clock, transport)
+    if needs is Needs.LINK:
+        from survive.chaos.toxiproxy import ProxyLink   # its library is slow to import
+
+        return ProxyLink(spec, clock, transport)
+    return ProcessReplica(spec, clock, transport)
+
+
+def signal_group(pid: int, started: int, number: signal.Signals) -> bool:
+    """Signal the group that exactly this process leads or led; False if there is none left.
+
+    A zombie leader still holds its pid, so its group is still its own. Of a leader that is gone,
+    the group is taken for its own only if no other process has the pid now and every member began
+    after the leader did: the kernel gives no pid away while a group bears it.
+    """
+    if pid <= 1:
+        return False
+    now = processes.start_time(pid)
+    if now not in {0, started}:
+        return False
+    if now == 0:
+        members = processes.group_members(pid)
+        if not members or any(began < started for _, began in members):
+            return False
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def by_hand(injection: Injection) -> str:
+    """The exact shell line that undoes an injection on this host; "" if there is none to give."""
+    spec = injection.handle
+    if spec.driver == "virtual":
+        return ""
+    if spec.proxy:
+        return f"curl -sS -X POST http://{spec.proxy}/reset"
+    if spec.token and injection.kind.startswith("gpu."):
+        body = shlex.quote('{"lost": false, "slow_down": 1}')
+        return (f"curl -sS -X POST -H 'x-gpu-token: {spec.token}' -d {body} "
+                f"http://{spec.address}/admin/gpu")
+    return f"kill -CONT -- -{spec.pid}" if spec.pid else ""

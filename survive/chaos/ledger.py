@@ -1,0 +1,311 @@
+"""The ledger: what was done to the host, on disk *before* it is done.
+
+``$XDG_STATE_HOME/survive/<run>/ledger.ndjson``, one JSON object a line, 0600 in a folder of 0700,
+each line written and fsynced before the deed that it announces. Whoever holds it can end the run's
+processes and mend its faults; ``survive heal`` needs nothing else.
+
+==========  ==================================================================================
+entry       fields
+==========  ==================================================================================
+run         run, target, boot, survive [pid, start time], agent [pid, start time]
+process     name, pid, start_time      (a process that must not outlive the run)
+inject      injection                  (as Injection.to_json)
+healed      id, proven, rung
+ended       clean                      (nothing of the run is left)
+==========  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from survive.chaos import processes
+from survive.contracts import Injection
+from survive.errors import HarnessError, RefusedError
+
+LEDGER = "ledger.ndjson"
+
+
+class LedgerError(HarnessError):
+    """The ledger cannot be written, so nothing may be injected or started."""
+
+
+def state_dir() -> Path:
+    """``$XDG_STATE_HOME/survive``, by default ``~/.local/state/survive``; may not exist yet."""
+    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(home) / "survive"
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A process that a recycled pid can never be taken for: pid and clock ticks since boot."""
+
+    pid: int
+    start_time: int
+
+    @classmethod
+    def of(cls, pid: int) -> Named:
+        """The process that has the pid now."""
+        return cls(pid, processes.start_time(pid))
+
+    def alive(self) -> bool:
+        """That very process is there and is no zombie."""
+        return self.pid > 0 and processes.exists(self.pid, self.start_time)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who answers for a run: while either lives, nobody else may touch it."""
+
+    boot_id: str
+    survive: Named
+    agent: Named
+
+    @classmethod
+    def here(cls, survive_pid: int | None = None) -> Owner:
+        """This process as the agent; ``survive_pid`` None = it is both."""
+        me = Named.of(os.getpid())
+        survive = me if survive_pid is None else Named.of(survive_pid)
+        return cls(processes.boot_id(), survive, me)
+
+    def this_boot(self) -> bool:
+        """Pids mean something only on the boot that gave them."""
+        return self.boot_id == processes.boot_id()
+
+    def alive(self) -> bool:
+        """Somebody still answers for the run."""
+        return self.this_boot() and (self.survive.alive() or self.agent.alive())
+
+
+@dataclass(frozen=True, slots=True)
+class Healed:
+    """The last word on one injection."""
+
+    proven: bool
+    rung: str
+
+
+@dataclass(slots=True)
+class Story:
+    """What a ledger tells. ``damaged`` counts unreadable lines other than a torn last one."""
+
+    run: str = ""
+    target: str = ""
+    owner: Owner | None = None
+    processes: list[tuple[str, Named]] = field(default_factory=list)
+    injections: dict[str, Injection] = field(default_factory=dict)
+    healed: dict[str, Healed] = field(default_factory=dict)
+    ended: bool | None = None  # None = it never ended; else whether it ended clean
+    damaged: int = 0
+
+    def open_injections(self) -> list[Injection]:
+        """Held injections that were announced and not proven healed."""
+        return [
+            injection
+            for injection in self.injections.values()
+            if injection.until_us is not None
+            and not (injection.id in self.healed and self.healed[injection.id].proven)
+        ]
+
+
+class Ledger:
+    """The ledger of one run, open for writing. The creator holds the lock of its target."""
+
+    def __init__(self, path: Path, lock: int | None = None) -> None:
+        self.path = path
+        self._lock = lock
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            self._end_torn_line()
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    @classmethod
+    def create(cls, run_id: str, target: str, owner: Owner | None = None) -> Ledger:
+        """A new ledger with its ``run`` entry, under the lock of the target.
+
+        Raises RefusedError if another run holds the target or the id is no plain name, LedgerError
+        if it cannot be written.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_id):
+            raise RefusedError(f"{run_id!r} cannot name a run", hint="letters, digits, . _ -")
+        root = state_dir()
+        folder = root / run_id
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = _lock(root, target)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        try:
+            ledger = cls(folder / LEDGER, lock)
+            ledger._announce(run_id, target, owner or Owner.here())
+        except LedgerError:
+            os.close(lock)
+            raise
+        return ledger
+
+    def _announce(self, run_id: str, target: str, owner: Owner) -> None:
+        self._append(
+            [
+                {
+                    "entry": "run",
+                    "run": run_id,
+                    "target": target,
+                    "boot": owner.boot_id,
+                    "survive": [owner.survive.pid, owner.survive.start_time],
+                    "agent": [owner.agent.pid, owner.agent.start_time],
+                }
+            ]
+        )
+        _sync_folder(self.path.parent)
+
+    def process(self, name: str, pid: int, start_time: int) -> None:
+        """A process was started. Raises LedgerError."""
+        self._append([{"entry": "process", "name": name, "pid": pid, "start_time": start_time}])
+
+    def inject(self, injections: Sequence[Injection]) -> None:
+        """These are about to happen: one write, one fsync. LedgerError = they may not."""
+        self._append([{"entry": "inject", "injection": i.to_json()} for i in injections])
+
+    def healed(self, injection_id: str, *, proven: bool, rung: str) -> None:
+        """An injection was mended by a rung. Raises LedgerError."""
+        self._append([{"entry": "healed", "id": injection_id, "proven": proven, "rung": rung}])
+
+    def ended(self, *, clean: bool) -> None:
+        """The run is over; ``clean`` = nothing of it is left. Raises LedgerError."""
+        self._append([{"entry": "ended", "clean": clean}])
+
+    def close(self) -> None:
+        """Let go of the file and of the target's lock. Idempotent."""
+        for fd in (self._fd, self._lock):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+        self._fd, self._lock = -1, None
+
+    def _append(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        data = "".join(json.dumps(e, separators=(",", ":")) + "\n" for e in entries).encode()
+        size = -1
+        try:
+            size = os.fstat(self._fd).st_size
+            written = os.write(self._fd, data)
+            if written != len(data):
+                raise OSError(28, "only a part was written")
+            os.fsync(self._fd)
+        except OSError as error:
+            self._cut(size)
+            raise _unwritable(self.path, error) from error
+
+    def _cut(self, size: int) -> None:
+        """Take back a half-written line; if even that fails, the next writer ends it."""
+        try:
+            if size >= 0:
+                os.ftruncate(self._fd, size)
+        except OSError:
+            pass  # the caller raises the first error; readers skip a torn line
+
+    def _end_torn_line(self) -> None:
+        """A ledger taken over from a dead writer may end within a line."""
+        size = os.fstat(self._fd).st_size
+        if size:
+            with self.path.open("rb") as file:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    os.write(self._fd, b"\n")
+
+    @staticmethod
+    def read(path: Path) -> Story:
+        """What the ledger tells, a torn last line ignored. Raises OSError if unreadable."""
+        story = Story()
+        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, 1):
+            if line and not _tell(story, line) and number < len(lines):
+                story.damaged += 1
+        return story
+
+
+def _tell(story: Story, line: bytes) -> bool:
+    """Add one line to the story; False if it cannot be read."""
+    try:
+        entry: dict[str, Any] = json.loads(line)
+        _RECORD[entry["entry"]](story, entry)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def _run(story: Story, entry: Mapping[str, Any]) -> None:
+    owner = Owner(str(entry["boot"]), Named(*entry["survive"]), Named(*entry["agent"]))
+    story.run, story.target, story.owner = str(entry["run"]), str(entry["target"]), owner
+
+
+def _process(story: Story, entry: Mapping[str, Any]) -> None:
+    named = Named(int(entry["pid"]), int(entry["start_time"]))
+    story.processes.append((str(entry["name"]), named))
+
+
+def _inject(story: Story, entry: Mapping[str, Any]) -> None:
+    injection = Injection.from_json(entry["injection"])
+    story.injections[injection.id] = injection
+
+
+def _healed(story: Story, entry: Mapping[str, Any]) -> None:
+    story.healed[entry["id"]] = Healed(bool(entry["proven"]), str(entry["rung"]))
+
+
+def _ended(story: Story, entry: Mapping[str, Any]) -> None:
+    story.ended = bool(entry["clean"])
+
+
+_RECORD = {"run": _run, "process": _process, "inject": _inject, "healed": _healed, "ended": _ended}
+
+
+def _unwritable(path: Path, error: OSError) -> LedgerError:
+    return LedgerError(
+        f"the ledger {path} cannot be written: {error.strerror or error}",
+        hint="nothing is injected without it; see XDG_STATE_HOME",
+    )
+
+
+def _lock(root: Path, target: str) -> int:
+    """The open descriptor that holds the target. The kernel drops it with its last holder.
+
+    Not inherited by children, so a stray process never blocks the next run.
+    """
+    digest = hashlib.sha256(target.encode()).hexdigest()[:8]
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", target)[:60]
+    fd = os.open(root / f"{plain}-{digest}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise RefusedError(
+            f"another run holds the target {target!r}",
+            hint="one run at a time on a target; wait, or stop the other",
+        ) from None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the file's name survives a power cut as well as its content does."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def folders() -> list[Path]:
+    """The folders of all runs that left a ledger, in the order of their names."""
+    return sorted(path.parent for path in state_dir().glob(f"*/{LEDGER}"))
