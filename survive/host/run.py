@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -56,6 +56,9 @@ class Host(Protocol):
 
     async def agent_gone(self) -> str:
         """Return, with the reason, when the agent has died on its own; else never."""
+
+    async def heal_without_agent(self) -> list[dict[str, Json]]:
+        """The agent is dead: heal from the ledger; what is not proven, as AgentPort.stop."""
 
 
 class Display(Protocol):
@@ -216,7 +219,7 @@ class Run:
             return list(await self.host.agent.stop())
         except SurviveError as error:
             ended.update(ended="agent_died", detail=error.message)
-            return []
+            return list(await self.host.heal_without_agent())
 
 
 class AgentGoneError(HarnessError):
@@ -245,6 +248,6 @@ async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def planned_faults(scenario: Scenario) -> Sequence[str]:
+def faulted_links(scenario: Scenario) -> frozenset[str]:
     """Names of the links that need a fault proxy in all windows of this run."""
-    return sorted({f.link for f in scenario.faults.values() if f.link})
+    return frozenset(f.link for f in scenario.faults.values() if f.link)

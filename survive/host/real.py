@@ -1,0 +1,278 @@
+"""The real host: processes and sockets. See ARCHITECTURE.md for who starts whom.
+
+The load reports straight to this process over an inherited pipe; its control pipe and the agent's
+socket are dead man's switches: when this process is gone, by whatever means, both end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import click
+
+from survive.chaos import processes
+from survive.chaos.ports import AgentPort
+from survive.chaos.remote import AgentConfig, RemoteAgent
+from survive.clock import Clock, LoopClock
+from survive.contracts import Json
+from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError
+from survive.host.command import RunContext
+from survive.host.run import LOAD_END_GRACE_US, Display, Run, Stop, faulted_links
+from survive.load.template import compile_requests
+from survive.load.wire import LoadFailed, Message, Ready, read_messages
+from survive.record.samples import Frame
+from survive.record.writer import RecordWriter
+
+LEAD_S = 60.0           # t before the load begins is negative; a target starts well within this
+BEGIN_IN_S = 0.3        # from the order to t = 0: time for all processes to hear it
+READY_WITHIN_S = 20.0   # Locust's imports, on a busy machine
+
+
+def perform_real(
+    context: RunContext, writer: RecordWriter, display: Display
+) -> SurviveError | None:
+    """One run in real time. Returns the error that ended it before t = 0, if one did."""
+    return asyncio.run(_perform(context, writer, display))
+
+
+async def _perform(
+    context: RunContext, writer: RecordWriter, display: Display
+) -> SurviveError | None:
+    stop = Stop()
+    _on_signals(stop, context.run_id)
+    scratch = Path(tempfile.mkdtemp(prefix="survive-"))
+    clock = LoopClock(asyncio.get_running_loop().time() + LEAD_S)
+    pipes = _Pipes()
+    run: Run | None = None
+
+    def on_event(name: str, fields: Mapping[str, Json], t_us: int) -> None:
+        assert run is not None
+        run.emit(name, fields, t_us)
+
+    try:
+        agent = await RemoteAgent.start(
+            AgentConfig(
+                run_id=context.run_id,
+                seed=context.plan.seed,
+                spec=context.scenario.target,
+                links=faulted_links(context.scenario),
+                key=context.key,
+                token=context.token,
+                scratch=scratch,
+                start=context.catalog.start,
+                origin_s=clock.origin_s,
+            ),
+            pass_fds=pipes.for_load,
+            on_event=on_event,
+        )
+        pipes.handed_over()
+        host = RealHost(context, agent, clock, pipes, scratch)
+        run = Run(context.scenario, context.plan, host, writer, display, stop)
+        return await run.perform()
+    finally:
+        pipes.close()
+        _keep_logs(scratch, context.folder)
+
+
+def _on_signals(stop: Stop, run_id: str) -> None:
+    """The first signal heals; a second one leaves at once, and the agent heals without us."""
+    loop = asyncio.get_running_loop()
+
+    def asked(number: signal.Signals) -> None:
+        if stop.asked.is_set():
+            click.echo(
+                f"left at once; the agent heals. To be sure: survive heal --run {run_id}", err=True
+            )
+            code = ExitCode.TERMINATED if number == signal.SIGTERM else ExitCode.INTERRUPTED
+            os._exit(int(code))
+        click.echo("stopping the load and healing (again to leave at once)", err=True)
+        stop.ask("signal", signal=number.name)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, asked, number)
+
+
+def _keep_logs(scratch: Path, folder: Path) -> None:
+    """The last of each process's output goes to the run directory; the rest is not kept."""
+    for log in sorted((scratch / "logs").glob("*.log")):
+        text = log.read_bytes()[-64 * 1024 :]
+        if text.strip():
+            (folder / "logs").mkdir(exist_ok=True)
+            (folder / "logs" / log.name).write_bytes(text)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _Pipes:
+    """Two pipes made before the agent, so that the load can inherit their far ends through it."""
+
+    def __init__(self) -> None:
+        self.report_read, self.report_write = os.pipe()
+        self.control_read, self.control_write = os.pipe()
+        self._far = [self.report_write, self.control_read]
+        self._near = [self.report_read, self.control_write]
+
+    @property
+    def for_load(self) -> list[int]:
+        """The ends that the load gets, under the same numbers."""
+        return [self.report_write, self.control_read]
+
+    def handed_over(self) -> None:
+        """The agent has them: ours would hide the load's end."""
+        while self._far:
+            os.close(self._far.pop())
+
+    async def reader(self) -> asyncio.StreamReader:
+        """The report pipe as a stream, which then owns the descriptor."""
+        reader = asyncio.StreamReader()
+        self._near.remove(self.report_read)
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(self.report_read, "rb", 0)
+        )
+        return reader
+
+    def order(self, order: dict[str, Json]) -> None:
+        """One line to the load; a load that is gone is noticed by its report pipe."""
+        try:
+            os.write(self.control_write, json.dumps(order).encode() + b"\n")
+        except BrokenPipeError:
+            pass
+
+    def close(self) -> None:
+        """Every end that is still ours."""
+        self.handed_over()
+        while self._near:
+            os.close(self._near.pop())
+
+
+class RealHost:
+    """See survive.host.run.Host."""
+
+    name = "real"
+
+    def __init__(
+        self,
+        context: RunContext,
+        agent: RemoteAgent,
+        clock: LoopClock,
+        pipes: _Pipes,
+        scratch: Path,
+    ) -> None:
+        self.agent: AgentPort = agent
+        self._remote = agent
+        self._clock = clock
+        self._context = context
+        self._pipes = pipes
+        self._scratch = scratch
+        self._messages: AsyncIterator[Message] | None = None
+        self._load_pid = 0
+        self._load_cpu_s = 0.0
+        self._before: dict[str, float] = {}
+
+    @property
+    def clock(self) -> Clock:
+        """See Host."""
+        return self._clock
+
+    async def ready_load(self, address: str) -> None:
+        """See Host. Raises RefusedError when this host cannot carry the load."""
+        spec = self._scratch / "load.json"
+        kinds = compile_requests(self._context.scenario, self._context.key)
+        document = {
+            "plan": self._context.plan.to_json(),
+            "kinds": [kind.to_json() for kind in kinds],
+            "address": address,
+        }
+        spec.touch(mode=0o600)      # it holds the bearer key
+        spec.write_text(json.dumps(document), encoding="utf-8")
+        argv = [sys.executable, "-m", "survive.load.process", "--spec", str(spec),
+                "--control", str(self._pipes.control_read),
+                "--report", str(self._pipes.report_write)]
+        self._load_pid = await self._remote.spawn("load", argv, self._pipes.for_load)
+        self._messages = read_messages(await self._pipes.reader())
+        try:
+            async with asyncio.timeout(READY_WITHIN_S):
+                message = await self._next()
+        except TimeoutError:
+            raise HarnessError(f"the load was not ready within {READY_WITHIN_S:.0f} s") from None
+        if not isinstance(message, Ready):
+            raise HarnessError("the load reported before it was ready")
+
+    async def _next(self) -> Message:
+        assert self._messages is not None
+        try:
+            message = await anext(self._messages)
+        except StopAsyncIteration:
+            raise HarnessError("the load process died", hint=self._load_log()) from None
+        if isinstance(message, LoadFailed):
+            kind = RefusedError if message.refused else HarnessError
+            raise kind(f"the load cannot run: {message.error}")
+        return message
+
+    def _load_log(self) -> str:
+        log = self._scratch / "logs" / "load.log"
+        return log.read_text(errors="replace")[-1000:] if log.exists() else ""
+
+    async def begin(self) -> None:
+        """See Host."""
+        origin_s = time.monotonic() + BEGIN_IN_S
+        self._clock.origin_s = origin_s
+        await self._remote.set_origin(round(origin_s * 1e6))
+        self._pipes.order({"start": round(origin_s * 1e6)})
+        self._before = await self._cpu_s()
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        """See Host."""
+        plan = self._context.plan
+        last_us = plan.end_us + max(plan.timeouts_us) + LOAD_END_GRACE_US
+        while True:
+            try:
+                async with asyncio.timeout(max(1.0, (last_us - self._clock.now_us()) / 1e6)):
+                    message = await self._next()
+            except TimeoutError:
+                raise HarnessError("the load did not end in time") from None
+            if not isinstance(message, Frame):
+                raise HarnessError("the load reported that it is ready twice")
+            self._load_cpu_s = processes.cpu_s(self._load_pid) or self._load_cpu_s
+            yield message
+            if message.done:
+                return
+
+    async def stop_load(self) -> None:
+        """See Host."""
+        self._pipes.order({"stop": True})
+
+    async def usage(self) -> Mapping[str, Json]:
+        """See Host."""
+        if not self._before:
+            return {}
+        now = await self._cpu_s()
+        span_s = max(self._clock.now_us() / 1e6, 0.001)
+        used = {name: (now[name] - self._before[name]) / span_s for name in now}
+        return {
+            "target_cores": round(used["target"], 4),
+            "harness_cores": round(used["chaos"] + used["load"] + used["survive"], 4),
+            "load_cores": round(used["load"], 4),
+            "chaos_cores": round(used["chaos"], 4),
+        }
+
+    async def _cpu_s(self) -> dict[str, float]:
+        self._load_cpu_s = processes.cpu_s(self._load_pid) or self._load_cpu_s
+        return {
+            **await self._remote.usage(),
+            "load": self._load_cpu_s,
+            "survive": time.process_time(),
+        }
+
+    async def agent_gone(self) -> str:
+        """See Host."""
+        await self._remote.died.wait()
+        return "the chaos agent died"

@@ -1,0 +1,144 @@
+"""The virtual host: the whole run in one event loop whose time is a counter.
+
+The same plan, conductor, agent, faults, record and judge as a real run; services are tasks, links
+are in memory, load is an in-memory client. The same seed gives the same record, byte for byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+from survive.chaos.agent import Agent
+from survive.chaos.executor import InLoopExecutor
+from survive.chaos.ledger import Ledger
+from survive.chaos.ports import AgentPort
+from survive.clock import Clock, LoopClock
+from survive.contracts import Json
+from survive.errors import HarnessError, SurviveError
+from survive.host.command import RunContext
+from survive.host.driver import DriverContext
+from survive.host.loop import virtual_run
+from survive.host.memory import MemoryNetwork, MemoryTransport
+from survive.host.run import Display, Run, Stop, faulted_links
+from survive.load.memory import MemoryLoad
+from survive.load.template import compile_requests
+from survive.record.samples import Frame
+from survive.record.writer import RecordWriter
+
+LEAD_S = 60.0       # t before the load begins is negative; a target starts well within this
+BEGIN_IN_S = 0.25
+
+
+def perform_virtual(
+    context: RunContext, writer: RecordWriter, display: Display
+) -> SurviveError | None:
+    """One run in virtual time; as perform_real."""
+
+    async def main() -> SurviveError | None:
+        with tempfile.TemporaryDirectory(prefix="survive-virtual-") as scratch:
+            return await _perform(context, writer, display, Path(scratch))
+
+    return virtual_run(main())
+
+
+async def _perform(
+    context: RunContext, writer: RecordWriter, display: Display, scratch: Path
+) -> SurviveError | None:
+    clock = LoopClock(asyncio.get_running_loop().time() + LEAD_S)
+    transport = MemoryTransport(MemoryNetwork(clock))
+    ledger = Ledger.create(context.run_id, f"virtual-{context.run_id}")
+    driver = context.catalog.driver("virtual")(
+        DriverContext(
+            run_id=context.run_id,
+            seed=context.plan.seed,
+            spec=context.scenario.target,
+            links=faulted_links(context.scenario),
+            key=context.key,
+            token=context.token,
+            scratch=scratch,
+            clock=clock,
+            transport=transport,
+            env={},
+            started=ledger.process,
+        )
+    )
+    run: Run | None = None
+
+    def emit(name: str, fields: Mapping[str, Json]) -> None:
+        assert run is not None
+        run.emit(name, fields)
+
+    executor = InLoopExecutor(context.catalog, driver, clock, transport)
+    agent = Agent(context.run_id, context.catalog, ledger, driver, executor, clock, emit)
+    host = VirtualHost(context, agent, clock, transport)
+    run = Run(context.scenario, context.plan, host, writer, display, Stop())
+    return await run.perform()
+
+
+class VirtualHost:
+    """See survive.host.run.Host."""
+
+    name = "virtual"
+
+    def __init__(
+        self, context: RunContext, agent: AgentPort, clock: LoopClock, transport: MemoryTransport
+    ) -> None:
+        self.agent = agent
+        self._clock = clock
+        self._context = context
+        self._transport = transport
+        self._stop = asyncio.Event()
+        self._frames: asyncio.Queue[Frame] = asyncio.Queue()
+        self._load: MemoryLoad | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def clock(self) -> Clock:
+        """See Host."""
+        return self._clock
+
+    async def ready_load(self, address: str) -> None:
+        """See Host."""
+        kinds = compile_requests(self._context.scenario, self._context.key)
+        self._load = MemoryLoad(self._context.plan, kinds, self._transport, self._clock, address)
+
+    async def begin(self) -> None:
+        """See Host."""
+        assert self._load is not None
+        self._clock.origin_s = asyncio.get_running_loop().time() + BEGIN_IN_S
+        self._task = asyncio.create_task(self._load.run(self._frames.put_nowait, self._stop))
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        """See Host."""
+        assert self._task is not None
+        while True:
+            arriving = asyncio.ensure_future(self._frames.get())
+            await asyncio.wait({arriving, self._task}, return_when=asyncio.FIRST_COMPLETED)
+            if not arriving.done() and self._frames.empty():
+                arriving.cancel()
+                self._task.result()
+                raise HarnessError("the load ended without its last frame")
+            frame = await arriving
+            yield frame
+            if frame.done:
+                return
+
+    async def stop_load(self) -> None:
+        """See Host."""
+        self._stop.set()
+
+    async def usage(self) -> Mapping[str, Json]:
+        """Nothing to measure: virtual work costs no virtual time."""
+        return {}
+
+    async def agent_gone(self) -> str:
+        """Never: it is this process."""
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def heal_without_agent(self) -> list[dict[str, Json]]:
+        """Never needed: see agent_gone."""
+        raise AssertionError

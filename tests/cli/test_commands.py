@@ -1,0 +1,115 @@
+"""What the small commands print, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from survive.catalog import Catalog
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = "scenarios/quickstart.survive.yaml"
+
+
+def survive(*arguments):
+    return subprocess.run([sys.executable, "-m", "survive", *arguments], cwd=ROOT,
+                          capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_validate_says_valid():
+    done = survive("validate", QUICKSTART)
+    assert done.returncode == 0, done.stderr
+    assert "valid" in done.stdout
+
+
+def test_explain_shows_the_timeline_and_what_each_cell_tolerates():
+    done = survive("explain", QUICKSTART)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
+    assert "production" in text
+    assert "gpu-loss" in text and "slow-network" in text
+    assert "simulated" in text
+    chat = [line for line in text.splitlines()
+            if "degrade-not-die" in line and "chat" in line and "fault:gpu-loss" in line]
+    assert len(chat) == 1
+    assert "tolerates" in chat[0]
+
+
+def test_explain_says_why_a_cell_cannot_be_decided():
+    done = survive("explain", QUICKSTART, "--set", "objectives.answers.min=99.99%")
+    assert done.returncode == 0, done.stderr
+    line = next(row for row in done.stdout.splitlines()
+                if "answers" in row and "chat" in row)
+    assert "cannot be decided" in line
+
+
+def test_every_fault_describes_itself():
+    done = survive("faults", "--format", "json")
+    listed = {fault["kind"]: fault for fault in json.loads(done.stdout)}
+    assert set(listed) == set(Catalog().fault_kinds()) >= {
+        "network.latency", "network.down", "node.kill", "node.pause", "node.down", "gpu.lost",
+        "gpu.throttle"}
+    for fault in listed.values():
+        assert fault["certifies"] and fault["does_not_certify"]
+        assert fault["grade"] in {"real", "induced", "reported", "emulated", "simulated"}
+    assert listed["gpu.lost"]["grade"] == "simulated"
+
+
+def test_one_fault_in_words():
+    done = survive("faults", "network.latency")
+    assert "does not certify" in done.stdout
+    assert "latency" in done.stdout
+
+
+def test_an_unknown_fault_gets_the_nearest_name():
+    done = survive("faults", "network.latancy")
+    assert done.returncode == 2
+    assert "network.latency" in done.stderr
+
+
+def test_the_committed_schema_is_current():
+    for what in ("scenario", "target"):
+        printed = survive("schema", what).stdout
+        assert printed == (ROOT / "schema" / f"{what}.v1.json").read_text()
+
+
+def test_targets_are_listed():
+    assert "reference" in survive("targets").stdout
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["run"], ["judge"], ["run", "x", "--no"]])
+def test_a_wrong_command_line_is_2(arguments):
+    assert survive(*arguments).returncode == 2
+
+
+def test_a_missing_file_is_2_and_says_which():
+    done = survive("validate", "no-such.survive.yaml")
+    assert done.returncode == 2
+    assert "no-such.survive.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_validate_is_not_much_slower_than_help():
+    """Ratios, not seconds: pydantic and YAML may cost, a load engine may not."""
+
+    def took(*arguments):
+        best = 99.0
+        for _ in range(3):
+            began = time.perf_counter()
+            survive(*arguments)
+            best = min(best, time.perf_counter() - began)
+        return best
+
+    interpreter = min(_python_start() for _ in range(3))
+    assert took("validate", QUICKSTART) < interpreter * 40
+
+
+def _python_start():
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    return time.perf_counter() - began

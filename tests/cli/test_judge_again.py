@@ -1,0 +1,113 @@
+"""A stored run can be judged for ever: moved, offline, with another limit."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "scenarios" / "quickstart.survive.yaml"
+
+OFFLINE = """
+import socket, sys
+
+def refuse(*args, **kwargs):
+    raise RuntimeError("the judge touched the network")
+
+socket.socket = socket.create_connection = socket.getaddrinfo = refuse
+from survive.cli import main
+main(sys.argv[1:])
+"""
+
+
+def survive(*arguments, cwd=ROOT, offline=False):
+    program = ["-c", OFFLINE] if offline else ["-m", "survive"]
+    return subprocess.run([sys.executable, *program, *map(str, arguments)], cwd=cwd,
+                          capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    out = tmp_path_factory.mktemp("stored")
+    done = survive("run", QUICKSTART, "--virtual", "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next((out / "quickstart").glob("2*"))
+
+
+@pytest.fixture
+def moved(stored, tmp_path):
+    folder = tmp_path / "elsewhere" / "kept"
+    shutil.copytree(stored, folder)
+    (folder / "verdict.json").unlink()
+    return folder
+
+
+def cells(folder):
+    document = json.loads((folder / "verdict.json").read_text())
+    return {(c["name"], c["request"], c["window"]): c for c in document["objectives"]}
+
+
+def test_only_the_cell_whose_limit_changed_changes(stored, moved):
+    before = cells(stored)
+    file = moved / "scenario.yaml"
+    text = file.read_text()
+    changed = re.sub(r"(max: ?)['\"]?800ms['\"]?", r"\g<1>1ms", text)
+    assert changed != text
+    file.write_text(changed)
+    done = survive("judge", moved, cwd=moved, offline=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    after = cells(moved)
+    assert before.keys() == after.keys()
+    assert {key for key in before if before[key] != after[key]} == {
+        ("fast-first-token", "chat", "steady")}
+    assert after["fast-first-token", "chat", "steady"]["verdict"] == "failed"
+
+
+def test_judged_again_unchanged_is_the_same_verdict(stored, moved):
+    done = survive("judge", moved, cwd=moved, offline=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (moved / "verdict.json").read_bytes() == (stored / "verdict.json").read_bytes()
+
+
+def test_the_log_that_other_tools_read_gives_the_same_verdict(stored, moved):
+    done = survive("judge", moved, "--from-hlog", cwd=moved)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (moved / "verdict.json").read_bytes() == (stored / "verdict.json").read_bytes()
+
+
+def test_reports_are_rendered_from_the_record_alone(moved, tmp_path):
+    shown = survive("report", moved, cwd=tmp_path, offline=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "SURVIVED quickstart" in shown.stdout
+    file = tmp_path / "verdict.json"
+    assert survive("report", moved, "--format", "json", "-o", file).returncode == 0
+    assert json.loads(file.read_text())["verdict"] == "survived"
+
+
+def test_run_as_json_prints_the_verdict_and_nothing_else(tmp_path):
+    done = survive("run", QUICKSTART, "--virtual", "--out", tmp_path, "--format", "json")
+    folder = next((tmp_path / "quickstart").glob("2*"))
+    assert json.loads(done.stdout) == json.loads((folder / "verdict.json").read_text())
+    assert (tmp_path / "quickstart" / "latest").resolve() == folder.resolve()
+
+
+@pytest.mark.parametrize("damage", ["events.ndjson", "plan.json", "latency.hlog", "scenario.yaml"])
+def test_a_record_that_lost_a_file_is_an_error_and_never_a_verdict(moved, damage):
+    (moved / damage).unlink()
+    arguments = ["--from-hlog"] if damage == "latency.hlog" else []
+    done = survive("judge", moved, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert not (moved / "verdict.json").exists()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    done = survive("judge", tmp_path)
+    assert done.returncode == 2
+    assert str(tmp_path) in done.stderr

@@ -1,0 +1,238 @@
+"""No fault and no process outlives the run, whoever dies and however (DESIGN laws of safety).
+
+Real processes, the reference stack, one fault of each kind; the moment is "while the fault is on",
+read from the run's own event log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from survive.chaos import processes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+FAULTS = {
+    "network.latency": "link: gateway -> inference, with: {latency: 200ms}, for: 3s",
+    "network.down": "link: gateway -> retrieval, for: 3s",
+    "node.kill": "service: inference",
+    "node.pause": "service: inference, for: 3s",
+    "node.down": "service: inference, for: 3s",
+    "gpu.lost": "service: inference, for: 3s",
+    "gpu.throttle": "service: inference, with: {slow_down: 3x}, for: 3s",
+}
+
+SCENARIO = """
+survive: 1
+name: kill
+target: reference
+seed: 7
+requests:
+  search: {{get: "/v1/search?q=gpu", timeout: 2s}}
+load:
+  phases: [{{name: flat, rate: 20/s, for: 6s}}]
+faults:
+  one: {{kind: {kind}, at: 1s, {rest}}}
+objectives:
+  answers: {{metric: success, min: 50%, during: run}}
+"""
+
+
+class Started:
+    """A ``survive run`` of our own, in a session of its own."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder = folder
+        file = folder / "kill.survive.yaml"
+        file.write_text(SCENARIO.format(kind=kind, rest=FAULTS[kind]), encoding="utf-8")
+        self.log = (folder / "stderr.txt").open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "survive", "run", str(file), "--out", str(folder / "runs")],
+            cwd=ROOT, stdout=self.log, stderr=self.log, start_new_session=True,
+            env={**os.environ, "RUNNER_TRACKING_ID": "github_test"})
+        self.run_id = ""
+
+    def until(self, event: str, within_s: float = 25) -> None:
+        """Wait for an event in the run's log."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            if event in self.events():
+                self.run_id = json.loads(self._only("manifest.json").read_text())["run"]
+                return
+            if self.process.poll() is not None:
+                raise AssertionError(f"ended with {self.process.returncode}: {self.output()}")
+            time.sleep(0.02)
+        raise AssertionError(f"no {event} within {within_s} s: {self.output()}")
+
+    def events(self) -> list[str]:
+        try:
+            lines = self._only("events.ndjson").read_text().splitlines()
+        except (FileNotFoundError, StopIteration):
+            return []
+        return [json.loads(line)["event"] for line in lines if line.endswith("}")]
+
+    def _only(self, name: str) -> Path:
+        return next(iter((self.folder / "runs" / "kill").glob(f"*/{name}")))
+
+    def agent(self) -> int:
+        """The pid of the chaos agent: the child of survive."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        pids = [int(pid) for pid in children.split()]
+        found = [p for p in pids
+                 if b"agent_process" in Path(f"/proc/{p}/cmdline").read_bytes()]
+        assert len(found) == 1, f"agents: {found} of {pids}"
+        return found[0]
+
+    def output(self) -> str:
+        return (self.folder / "stderr.txt").read_text(errors="replace")[-3000:]
+
+    def close(self) -> None:
+        for pid, started in processes.marked(self.run_id) if self.run_id else []:
+            processes.send(pid, started, signal.SIGKILL)
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(5)
+        self.log.close()
+
+
+@pytest.fixture
+def start(tmp_path):
+    runs = []
+
+    def begin(kind):
+        runs.append(Started(tmp_path, kind))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.close()
+
+
+def assert_clean(run, within_s):
+    """Nothing that bears the run's mark is left, within the time."""
+    deadline = time.monotonic() + within_s
+    left = processes.marked(run.run_id)
+    while left and time.monotonic() < deadline:
+        time.sleep(0.02)
+        left = processes.marked(run.run_id)
+    names = [(pid, processes.state(pid, began),
+              Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[-80:])
+             for pid, began in left]
+    assert names == [], f"left after {within_s} s: {names}\n{run.output()}"
+
+
+def heal(*arguments):
+    return subprocess.run([sys.executable, "-m", "survive", "heal", *arguments], cwd=ROOT,
+                          capture_output=True, text=True, timeout=30, check=False)
+
+
+def assert_host_is_clean():
+    done = heal("--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", sorted(FAULTS))
+def test_kill_9_of_survive_inside_each_kind(start, kind):
+    run = start(kind)
+    run.until("fault_injected")
+    run.process.kill()
+    assert_clean(run, 1.0)
+    assert_host_is_clean()
+
+
+@pytest.mark.parametrize("kind", ["network.latency", "node.pause", "gpu.lost"])
+def test_kill_9_of_the_agent(start, kind):
+    run = start(kind)
+    run.until("fault_injected")
+    os.kill(run.agent(), signal.SIGKILL)
+    assert_clean_but_survive(run, 1.0)
+    assert run.process.wait(10) in {3, 5}, run.output()
+    assert_host_is_clean()
+
+
+def assert_clean_but_survive(run, within_s):
+    """The run's own process may still judge; all else must be gone. It bears no mark itself."""
+    assert_clean(run, within_s)
+
+
+@pytest.mark.parametrize("kind", ["network.latency", "node.pause", "gpu.lost"])
+def test_kill_9_of_both_leaves_nothing_after_heal(start, kind):
+    run = start(kind)
+    run.until("fault_injected")
+    agent = run.agent()
+    os.kill(agent, signal.SIGKILL)
+    run.process.kill()
+    run.process.wait(5)
+    began = time.monotonic()
+    done = heal()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_clean(run, 0.5)
+    assert time.monotonic() - began < 5
+    assert_host_is_clean()
+
+
+@pytest.mark.parametrize("kind", ["node.pause", "node.down"])
+def test_kill_9_of_the_whole_process_group(start, kind):
+    run = start(kind)
+    run.until("fault_injected")
+    os.killpg(run.process.pid, signal.SIGKILL)
+    assert_clean(run, 1.0)
+    assert_host_is_clean()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_heals_and_says_so(start, number, code):
+    run = start("node.pause")
+    run.until("fault_injected")
+    os.kill(run.process.pid, number)
+    assert run.process.wait(5) == code, run.output()
+    assert_clean(run, 0.5)
+    assert "heal_proven" in run.events()
+    assert_host_is_clean()
+
+
+def test_ctrl_c_twice_leaves_at_once_and_the_agent_heals(start):
+    run = start("node.pause")
+    run.until("fault_injected")
+    os.kill(run.process.pid, signal.SIGINT)
+    time.sleep(0.05)
+    os.kill(run.process.pid, signal.SIGINT)
+    assert run.process.wait(3) == 130, run.output()
+    assert_clean(run, 1.0)
+    assert_host_is_clean()
+
+
+def test_the_cancel_sequence_of_github_actions(start):
+    """SIGINT, 7.5 s, SIGTERM, 2.5 s, then the tree and every orphan with the tracking id."""
+    run = start("node.pause")
+    run.until("fault_injected")
+    os.kill(run.process.pid, signal.SIGINT)
+    assert run.process.wait(5) == 130, run.output()
+    assert_clean(run, 0.5)
+    assert_host_is_clean()
+
+
+def test_the_cancel_sequence_when_survive_itself_is_stuck(start):
+    """A frozen harness cannot answer; the kill of the tree still leaves nothing behind."""
+    run = start("node.pause")
+    run.until("fault_injected")
+    os.kill(run.process.pid, signal.SIGSTOP)
+    os.kill(run.process.pid, signal.SIGINT)
+    time.sleep(0.2)
+    os.kill(run.process.pid, signal.SIGTERM)
+    time.sleep(0.2)
+    agent = run.agent()
+    environ = Path(f"/proc/{agent}/environ").read_bytes()
+    assert b"RUNNER_TRACKING_ID" not in environ
+    run.process.kill()
+    assert_clean(run, 1.0)
+    assert_host_is_clean()

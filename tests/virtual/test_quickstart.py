@@ -1,0 +1,85 @@
+"""The quickstart on the virtual host: many seeds, same record, and the weakness it must find."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "scenarios" / "quickstart.survive.yaml"
+SEEDS = 50
+AT_ONCE = 5
+
+
+def run(out, *arguments):
+    """(exit code, run folder, output) of ``survive run --virtual``."""
+    done = subprocess.run(
+        [sys.executable, "-m", "survive", "run", str(QUICKSTART), "--virtual", "--out", str(out),
+         *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    runs = sorted((out / "quickstart").glob("2*"))
+    return done.returncode, runs[-1] if runs else None, done.stdout + done.stderr
+
+
+def verdict(folder):
+    return json.loads((folder / "verdict.json").read_text())
+
+
+@pytest.mark.parametrize("first", range(1, SEEDS + 1, AT_ONCE))
+def test_a_healthy_stack_survives_every_seed(tmp_path, first):
+    for seed in range(first, first + AT_ONCE):
+        code, folder, output = run(tmp_path / str(seed), "--set", f"seed={seed}")
+        assert code == 0, f"seed {seed}: {output}"
+        seen = verdict(folder)
+        assert [f["proof"] for f in seen["faults"]] == ["proven", "proven"], f"seed {seed}"
+        assert [f["heal_proof"] for f in seen["faults"]] == ["proven", "proven"], f"seed {seed}"
+        assert seen["grade"] == "simulated"
+        load = seen["load"]
+        assert load["planned"] == (
+            load["sent"] + load["expired"] + load["unsent"] + load["lost"]), f"seed {seed}"
+        assert load["sent"] == (load["ok"] + load["failed"] + load["timed_out"]
+                                + load["abandoned"] + load["in_flight"]), f"seed {seed}"
+
+
+def test_the_same_seed_gives_the_same_record_byte_for_byte(tmp_path):
+    first = run(tmp_path / "a")[1]
+    second = run(tmp_path / "b")[1]
+    names = sorted(p.name for p in first.iterdir())
+    assert names == sorted(p.name for p in second.iterdir())
+    assert {"plan.json", "events.ndjson", "latency.hlog", "verdict.json"} <= set(names)
+    compared = [name for name in names if name != "manifest.json"]
+    same, different, broken = filecmp.cmpfiles(first, second, compared, shallow=False)
+    assert (different, broken) == ([], [])
+    assert sorted(same) == sorted(compared)
+
+
+def test_another_seed_gives_another_record(tmp_path):
+    first = run(tmp_path / "a")[1]
+    second = run(tmp_path / "b", "--set", "seed=43")[1]
+    assert not filecmp.cmp(first / "latency.hlog", second / "latency.hlog", shallow=False)
+
+
+@pytest.mark.parametrize("seed", [42, 43, 44])
+def test_a_stack_without_health_checks_fails_and_the_black_hole_is_named(tmp_path, seed):
+    code, folder, output = run(tmp_path, "--set", "target.weaknesses=[no_health_checks]",
+                               "--set", f"seed={seed}")
+    assert code == 1, output
+    broken = [o for o in verdict(folder)["objectives"] if o["verdict"] == "failed"]
+    assert ("degrade-not-die", "chat", "fault:gpu-loss") in {
+        (o["name"], o["request"], o["window"]) for o in broken}
+    loss = next(f for f in verdict(folder)["faults"] if f["name"] == "gpu-loss")
+    worst = max(loss["replicas"], key=lambda r: r["share"])
+    assert worst["share"] > 1.5 * worst["fair"]
+    assert worst["replica"] in output
+
+
+def test_a_weak_stack_in_calm_survives_the_same_load(tmp_path):
+    """What plain load tests miss: without the fault the weakness does not show."""
+    code, _, output = run(tmp_path, "--set", "target.weaknesses=[no_health_checks]",
+                          "--set", "faults={}", "--set", "objectives={answers: {metric: success, "
+                          "min: 99%, during: steady}}")
+    assert code == 0, output
