@@ -1,0 +1,192 @@
+"""Faults on a link: what a fault proxy in front of a service can honestly do to its network.
+
+The model for the next fault: class data that says what a survived fault shows, inject and heal by
+the handle, and a proof by another channel: calls through the link beside calls around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from survive.contracts import (
+    Active,
+    Grade,
+    HandleSpec,
+    Injection,
+    Json,
+    LinkHandle,
+    Needs,
+    Observation,
+    Toxic,
+)
+from survive.transport import Broken, CallFailedError, Request, read_all
+from survive.units import MS, SECOND, Duration, UnitError
+
+LOOK_US = 400 * MS  # a second pair of calls fits in a look (1 s) if the first took no longer
+NO_JITTER = Duration(0)
+DOWN_US = 450 * MS  # two calls fit in a look
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Settings: every chunk towards the caller comes ``latency`` ± ``jitter`` later."""
+
+    latency: Duration
+    jitter: Duration = NO_JITTER
+
+    def __post_init__(self) -> None:
+        if self.latency < MS or self.latency % MS or self.jitter % MS:
+            raise UnitError("latency and jitter are whole milliseconds, latency at least 1ms")
+        if 2 * self.jitter >= self.latency:
+            raise UnitError("jitter must be under half the latency, or the proof cannot see it")
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """No settings."""
+
+
+class _OnLink:
+    """What all faults of this file share."""
+
+    held: ClassVar[bool] = True
+    grade: ClassVar[Grade] = Grade.EMULATED
+    layer: ClassVar[str] = "network"
+    needs: ClassVar[Needs] = Needs.LINK
+    privileges: ClassVar[str] = ""
+    keeps_down: ClassVar[bool] = False
+
+    def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
+        """Every listener of the link."""
+        return list(victims)
+
+    async def round_trip(self, injection: Injection, handle: LinkHandle) -> bool:
+        """The service answers 200 through the link."""
+        return (await _call(handle, handle.spec.via, SECOND)).status == 200
+
+
+class NetworkLatency(_OnLink):
+    """``network.latency``: a slow link."""
+
+    kind: ClassVar[str] = "network.latency"
+    settings: ClassVar[type] = Latency
+    certifies: ClassVar[str] = (
+        "callers cope with answers that come later by this much: deadlines, pools, queues"
+    )
+    does_not_certify: ClassVar[str] = (
+        "loss, reordering, slow connection set-up, TCP's own reaction to a long path: the delay is "
+        "put on bytes towards the caller by a proxy, which accepts connections for a dead service"
+    )
+
+    async def inject(self, injection: Injection, handle: LinkHandle) -> None:
+        """Put a latency toxic on the link."""
+        wanted = _latency(injection)
+        attributes: dict[str, Json] = {
+            "latency": wanted.latency // MS,
+            "jitter": wanted.jitter // MS,
+        }
+        await handle.add(Toxic(_toxic(injection), "latency", attributes=attributes))
+
+    async def observe(
+        self, injection: Injection, handle: LinkHandle, before: float | None
+    ) -> Observation:
+        """A timed call through the link minus one around it: yes from half the setting on."""
+        latency = _latency(injection).latency
+        extra: list[int] = []
+        began = handle.clock.now_us()
+        while not extra or (len(extra) < 2 and handle.clock.now_us() - began <= LOOK_US):
+            around = await _call(handle, handle.spec.address, 2 * latency + 500 * MS)
+            through = await _call(handle, handle.spec.via, 2 * latency + 500 * MS)
+            if around.broken is not None:
+                return Observation(Active.UNKNOWN, f"around the link: {around.broken}")
+            extra.append(through.took_us - around.took_us)
+            if through.broken is not None and not (
+                through.broken is Broken.TIMEOUT and 2 * extra[-1] >= latency
+            ):  # a call that was given up in time took at least that long; others tell nothing
+                return Observation(Active.UNKNOWN, f"through the link: {through.broken}")
+        value = sum(extra) / len(extra)  # the median of one or two
+        return Observation(
+            Active.YES if 2 * value >= latency else Active.NO,
+            f"a call takes {value / MS:.1f} ms longer through the link than around it",
+            value,
+        )
+
+    async def heal(self, injection: Injection, handle: LinkHandle) -> None:
+        """Take the toxic off; one that is not there is fine."""
+        await handle.remove(_toxic(injection))
+
+
+class NetworkDown(_OnLink):
+    """``network.down``: a cut link."""
+
+    kind: ClassVar[str] = "network.down"
+    settings: ClassVar[type] = Nothing
+    certifies: ClassVar[str] = (
+        "callers cope with a service that they cannot reach: open connections are reset, new ones "
+        "refused at once"
+    )
+    does_not_certify: ClassVar[str] = (
+        "a silent partition, where packets vanish and only deadlines notice; the service itself "
+        "stays up and idle"
+    )
+
+    async def inject(self, injection: Injection, handle: LinkHandle) -> None:
+        """Close the link's listener and its connections."""
+        await handle.enable(False)
+
+    async def observe(
+        self, injection: Injection, handle: LinkHandle, before: float | None
+    ) -> Observation:
+        """Nobody answers through the link while the service does around it."""
+        through = await _call(handle, handle.spec.via, DOWN_US)
+        if through.broken is None:
+            return Observation(Active.NO, f"through the link: status {through.status}")
+        around = await _call(handle, handle.spec.address, DOWN_US)
+        cut = through.broken in {Broken.REFUSED, Broken.RESET} and around.broken is None
+        seen = around.broken or f"status {around.status}"
+        evidence = f"through the link: {through.broken}; around it: {seen}"
+        return Observation(Active.YES if cut else Active.UNKNOWN, evidence)
+
+    async def heal(self, injection: Injection, handle: LinkHandle) -> None:
+        """Open the link's listener."""
+        await handle.enable(True)
+
+
+def _latency(injection: Injection) -> Latency:
+    settings = injection.settings
+    return Latency(
+        Duration.parse(settings["latency"]), Duration.parse(settings.get("jitter", "0ms"))
+    )
+
+
+def _toxic(injection: Injection) -> str:
+    return f"sv-{injection.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One GET of the probe path: how long until its end, and its status or how it broke."""
+
+    took_us: int
+    status: int = 0
+    broken: Broken | None = None
+
+
+async def _call(handle: LinkHandle, address: str, timeout_us: int) -> _Call:
+    began = handle.clock.now_us()
+    status, broken = 0, None
+    try:
+        async with asyncio.timeout(timeout_us / SECOND):
+            response = await handle.transport.call(
+                address, Request("GET", handle.spec.probe_path), timeout_s=timeout_us / SECOND
+            )
+            await read_all(response)
+            status = response.status
+    except CallFailedError as error:
+        broken = error.how
+    except TimeoutError:
+        broken = Broken.TIMEOUT
+    return _Call(handle.clock.now_us() - began, status, broken)

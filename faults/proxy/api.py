@@ -1,0 +1,323 @@
+"""Toxiproxy's HTTP API 2.x: the same paths, JSON, status codes and error bodies.
+
+Operations run one at a time; none waits for a connection, so removing a toxic never hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TypeAlias, TypeVar, cast
+from urllib.parse import unquote
+
+from .proxies import Json, Proxy, host_port, toxic_json
+from .streams import Applied
+from .toxics import TOXICS, changed
+
+VERSION = "2.12.0+survive"  # the API that is spoken, and by whom
+BODY_MAX = 1 << 20
+IDLE_S = 60.0
+
+Answer: TypeAlias = "tuple[int, Json]"  # HTTP status and body; 204 has none
+T = TypeVar("T")
+
+
+class ApiError(Exception):
+    """An answer that is an error, in Toxiproxy's shape."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call. ``parts`` are the unquoted segments of its path."""
+
+    method: str
+    parts: tuple[str, ...]
+    agent: str
+    body: bytes
+
+    def json(self) -> object:
+        """The body. Raises ApiError 400."""
+        try:
+            return json.loads(self.body)
+        except ValueError as error:
+            raise ApiError(400, f"bad request body: {error or 'EOF'}") from error
+
+    def fields(self) -> Fields:
+        """The body as an object. Raises ApiError 400."""
+        return Fields(self.json())
+
+
+class Fields:
+    """A JSON object, read by type; null counts as absent, as in Toxiproxy."""
+
+    def __init__(self, data: object) -> None:
+        if not isinstance(data, dict):
+            raise ApiError(400, "bad request body: an object is wanted")
+        self._data = cast("Mapping[str, object]", data)
+
+    def text(self, name: str, default: str = "") -> str:
+        """A string field."""
+        return self._typed(name, str, default)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A true or false field."""
+        return self._typed(name, bool, default)
+
+    def number(self, name: str, default: float) -> float:
+        """A number field."""
+        value = self._data.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise ApiError(400, f"bad request body: {name} must be a number")
+        return default if value is None else value
+
+    def attributes(self) -> Mapping[str, object]:
+        """The settings of a toxic."""
+        found: Mapping[str, object] = self._typed("attributes", dict, {})
+        return found
+
+    def _typed(self, name: str, kind: type[T], default: T) -> T:
+        value = self._data.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise ApiError(400, f"bad request body: {name} must be a {kind.__name__}")
+        return default if value is None else value
+
+
+class Api:
+    """All proxies of one server, and what can be asked of them."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._proxies: dict[str, Proxy] = {}
+        self._one_at_a_time = asyncio.Lock()
+
+    async def answer(self, request: Request) -> Answer:
+        """Do what is asked. Never raises for what a client can send."""
+        try:
+            async with self._one_at_a_time:
+                return await self._route(request)
+        except ApiError as error:
+            return error.status, {"error": str(error), "status": error.status}
+
+    async def _route(self, request: Request) -> Answer:
+        if request.agent.startswith("Mozilla/"):  # no page in a browser may break things
+            raise ApiError(403, "User agent not allowed")
+        method = "POST" if request.method == "PATCH" else request.method
+        match method, request.parts:
+            case "GET", ("version",):
+                return 200, {"version": VERSION}
+            case "POST", ("reset",) if request.method == "POST":
+                return await self._reset()
+            case "POST", ("populate",) if request.method == "POST":
+                return await self._populate(request)
+            case "GET", ("proxies",):
+                return 200, {name: proxy.to_json() for name, proxy in self._proxies.items()}
+            case "POST", ("proxies",) if request.method == "POST":
+                return await self._create(request.fields())
+            case _, ("proxies", name):
+                return await self._one_proxy(method, self._proxy(name), request)
+            case _, ("proxies", name, "toxics"):
+                return self._all_toxics(request.method, self._proxy(name), request)
+            case _, ("proxies", name, "toxics", toxic):
+                return self._one_toxic(method, self._proxy(name), toxic, request)
+            case _, (("version" | "reset" | "populate" | "proxies"),):
+                raise ApiError(405, "method not allowed")
+        raise ApiError(404, "page not found")
+
+    def _proxy(self, name: str) -> Proxy:
+        if name not in self._proxies:
+            raise ApiError(404, "proxy not found")
+        return self._proxies[name]
+
+    async def _one_proxy(self, method: str, proxy: Proxy, request: Request) -> Answer:
+        match method:
+            case "GET":
+                return 200, proxy.to_json()
+            case "POST":
+                return await self._update(proxy, request.fields())
+            case "DELETE":
+                del self._proxies[proxy.name]
+                await proxy.disable(reserve=False)
+                return 204, None
+        raise ApiError(405, "method not allowed")
+
+    def _all_toxics(self, method: str, proxy: Proxy, request: Request) -> Answer:
+        match method:
+            case "GET":
+                return 200, proxy.toxics_json()
+            case "POST":
+                toxic = _new_toxic(request.fields(), proxy)
+                proxy.add(toxic)
+                return 200, toxic_json(toxic)
+        raise ApiError(405, "method not allowed")
+
+    def _one_toxic(self, method: str, proxy: Proxy, name: str, request: Request) -> Answer:
+        toxic = proxy.toxic(name)
+        if toxic is None:
+            raise ApiError(404, "toxic not found")
+        match method:
+            case "GET":
+                return 200, toxic_json(toxic)
+            case "POST":
+                fields = request.fields()
+                toxicity = fields.number("toxicity", toxic.toxicity)
+                toxic.settings = _checked(lambda: changed(toxic.settings, fields.attributes()))
+                toxic.toxicity = toxicity
+                proxy.update(toxic)
+                return 200, toxic_json(toxic)
+            case "DELETE":
+                proxy.remove(toxic)
+                return 204, None
+        raise ApiError(405, "method not allowed")
+
+    async def _create(self, fields: Fields) -> Answer:
+        proxy = _new_proxy(fields, self._seed)
+        if proxy.name in self._proxies:
+            raise ApiError(409, "proxy already exists")
+        await _listening(proxy, fields.flag("enabled", True))
+        self._proxies[proxy.name] = proxy
+        return 201, proxy.to_json()
+
+    async def _update(self, proxy: Proxy, fields: Fields) -> Answer:
+        listen = fields.text("listen") or proxy.listen
+        upstream = fields.text("upstream") or proxy.upstream
+        wanted = fields.flag("enabled", proxy.enabled)
+        _checked(lambda: (host_port(listen), host_port(upstream)))
+        if (listen, upstream) != (proxy.listen, proxy.upstream):
+            await proxy.disable(reserve=False)
+            proxy.listen, proxy.upstream = listen, upstream
+        await _listening(proxy, wanted)
+        return 200, proxy.to_json()
+
+    async def _reset(self) -> Answer:
+        for proxy in self._proxies.values():
+            await _listening(proxy, True)
+            for toxic in list(proxy.toxics):
+                proxy.remove(toxic)
+        return 204, None
+
+    async def _populate(self, request: Request) -> Answer:
+        items = request.json()
+        if not isinstance(items, list):
+            raise ApiError(400, "bad request body: an array is wanted")
+        made: list[Json] = []
+        try:
+            wanted = [(Fields(item), f" at proxy {n}") for n, item in enumerate(items, 1)]
+            for fields, proxy in [(f, _new_proxy(f, self._seed, where)) for f, where in wanted]:
+                made.append((await self._put(proxy, fields.flag("enabled", True))).to_json())
+        except ApiError as error:
+            return error.status, {"error": str(error), "status": error.status,
+                                  "proxies": made or None}  # fmt: skip
+        return 201, {"proxies": made}
+
+    async def _put(self, proxy: Proxy, enabled: bool) -> Proxy:
+        """Add it, unless one that listens and leads to the same is there: that is kept as it is."""
+        existing = self._proxies.get(proxy.name)
+        if existing is not None:
+            if (existing.listen, existing.upstream) == (proxy.listen, proxy.upstream):
+                return existing
+            await existing.disable(reserve=False)
+            del self._proxies[proxy.name]
+        await _listening(proxy, enabled)
+        self._proxies[proxy.name] = proxy
+        return proxy
+
+
+def _checked(read: Callable[[], T]) -> T:
+    """ValueError of a client's value as 400."""
+    try:
+        return read()
+    except ValueError as error:
+        raise ApiError(400, f"bad request body: {error}") from error
+
+
+async def _listening(proxy: Proxy, wanted: bool) -> None:
+    try:
+        await (proxy.enable() if wanted else proxy.disable())
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise ApiError(500, f"listen tcp {proxy.listen}: {why}") from error
+
+
+def _new_proxy(fields: Fields, seed: int, where: str = "") -> Proxy:
+    name, upstream = fields.text("name"), fields.text("upstream")
+    for field, value in (("name", name), ("upstream", upstream)):
+        if not value:
+            raise ApiError(400, f"missing required field: {field}{where}")
+    proxy = Proxy(name, fields.text("listen"), upstream, seed)
+    _checked(lambda: (host_port(proxy.listen), host_port(upstream)))
+    return proxy
+
+
+def _new_toxic(fields: Fields, proxy: Proxy) -> Applied:
+    stream, type_ = fields.text("stream", "downstream"), fields.text("type")
+    if stream.lower() not in {"upstream", "downstream"}:
+        raise ApiError(400, "stream was invalid, can be either upstream or downstream")
+    name = fields.text("name") or f"{type_}_{stream}"
+    if type_ not in TOXICS:
+        raise ApiError(400, "invalid toxic type")
+    if proxy.toxic(name) is not None:
+        raise ApiError(409, "toxic already exists")
+    settings = _checked(lambda: changed(TOXICS[type_](), fields.attributes()))
+    return Applied(name, type_, stream.lower(), fields.number("toxicity", 1), settings)
+
+
+async def serve(api: Api, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer the calls of one API connection, in order, until it ends or idles for a minute."""
+    try:
+        while True:
+            async with asyncio.timeout(IDLE_S):
+                request, keep = await _read(reader)
+            status, body = await api.answer(request)
+            writer.write(_written(status, body, keep))
+            await writer.drain()
+            if not keep:
+                break
+    except ApiError as error:
+        shape: Json = {"error": str(error), "status": error.status}
+        writer.write(_written(error.status, shape, keep=False))
+    except (OSError, EOFError, TimeoutError):
+        pass  # the client left: nobody is there to be told
+    finally:
+        writer.close()
+
+
+async def _read(reader: asyncio.StreamReader) -> tuple[Request, bool]:
+    """One HTTP/1.x request and whether the connection stays. EOFError, OSError, ApiError."""
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    except asyncio.LimitOverrunError as error:
+        raise ApiError(431, "request header too large") from error
+    line, *rest = head[:-4].split("\r\n")
+    words = line.split(" ")
+    if len(words) != 3 or not words[2].startswith("HTTP/1."):
+        raise ApiError(400, "malformed HTTP request")
+    headers = {name.strip().lower(): value.strip() for name, _, value in
+               (item.partition(":") for item in rest)}  # fmt: skip
+    length = headers.get("content-length", "0")
+    if "transfer-encoding" in headers or not (length.isascii() and length.isdigit()):
+        raise ApiError(411, "a content-length is wanted")
+    if int(length) > BODY_MAX:
+        raise ApiError(413, "request body too large")
+    parts = tuple(unquote(part) for part in words[1].partition("?")[0].strip("/").split("/"))
+    connection = headers.get("connection", "").lower()
+    keep = connection == "keep-alive" if words[2] == "HTTP/1.0" else connection != "close"
+    body = await reader.readexactly(int(length))
+    return Request(words[0], parts, headers.get("user-agent", ""), body), keep
+
+
+def _written(status: int, body: Json, keep: bool) -> bytes:
+    """An HTTP answer; like Toxiproxy, errors are JSON under a plain-text type."""
+    content = b"" if status == 204 else json.dumps(body).encode() + b"\n" * (status >= 400)
+    kind = "application/json" if status < 400 else "text/plain; charset=utf-8"
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+    if status != 204:
+        lines += [f"Content-Type: {kind}", f"Content-Length: {len(content)}"]
+    lines += [] if keep else ["Connection: close"]
+    return "\r\n".join([*lines, "", ""]).encode() + content

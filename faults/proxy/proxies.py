@@ -1,0 +1,145 @@
+"""Proxies by name: where they listen, where they lead, which toxics stand on them.
+
+Differences from Toxiproxy, all on purpose: a listener whose host is left out is on loopback, never
+on every interface; a disabled proxy keeps its port reserved, so that enabling it cannot fail
+because another program took it; its connections are reset, not closed politely; a seed decides
+which connections a toxicity below 1 hits, and the jitter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from random import Random
+from typing import TypeAlias
+
+from .streams import Applied, Connection, Stage
+from .toxics import attributes
+
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
+
+
+def host_port(text: str) -> tuple[str, int]:
+    """``127.0.0.1:80``, ``[::1]:80``, ``:80``. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"address {text}: missing or invalid port in address")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _address(end: socket.socket) -> str:
+    host, port = end.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _bound(address: tuple[str, int]) -> socket.socket:
+    """A socket that holds a port without listening: connecting to it is refused."""
+    family, _, _, _, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+    end = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        end.setblocking(False)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        end.bind(where)
+    except BaseException:
+        end.close()
+        raise
+    return end
+
+
+class Proxy:
+    """One listener, its upstream, its toxics in order, its live connections."""
+
+    def __init__(self, name: str, listen: str, upstream: str, seed: int) -> None:
+        self.name = name
+        self.listen = listen or "127.0.0.1:0"
+        self.upstream = upstream
+        self.toxics: list[Applied] = []
+        self._seed = seed
+        self._accepted = 0
+        self._connections: set[Connection] = set()
+        self._reserved: socket.socket | None = None  # bound, not listening
+        self._server: asyncio.Server | None = None
+
+    @property
+    def enabled(self) -> bool:
+        """It listens."""
+        return self._server is not None
+
+    def to_json(self) -> dict[str, Json]:
+        """As the API shows it."""
+        return {"name": self.name, "listen": self.listen, "upstream": self.upstream,
+                "enabled": self.enabled, "toxics": self.toxics_json()}  # fmt: skip
+
+    def toxics_json(self) -> list[Json]:
+        """Upstream toxics first, as Toxiproxy lists them."""
+        ordered = sorted(self.toxics, key=lambda toxic: toxic.stream, reverse=True)
+        return [toxic_json(toxic) for toxic in ordered]
+
+    def toxic(self, name: str) -> Applied | None:
+        """The toxic of that name."""
+        return next((toxic for toxic in self.toxics if toxic.name == name), None)
+
+    def reserve(self) -> socket.socket:
+        """Hold the port while not listening. Raises OSError or ValueError."""
+        if self._reserved is None:
+            self._reserved = _bound(host_port(self.listen))
+            self.listen = _address(self._reserved)
+        return self._reserved
+
+    async def enable(self) -> None:
+        """Listen. Idempotent. Raises OSError or ValueError, and then it is as it was."""
+        if self._server is not None:
+            return
+        host_port(self.upstream)
+        end = self.reserve()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._accept, sock=end, backlog=1024)
+        self._reserved = None
+
+    async def disable(self, *, reserve: bool = True) -> None:
+        """Refuse new connections and reset all that exist. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        if reserve:
+            self.reserve()
+        elif self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
+        for connection in list(self._connections):
+            connection.reset()
+        await asyncio.sleep(0)  # the loop closes the sockets in its next round
+
+    def add(self, toxic: Applied) -> None:
+        """One toxic more, on live connections too."""
+        self.toxics.append(toxic)
+        for connection in self._connections:
+            connection.add(toxic)
+
+    def update(self, toxic: Applied) -> None:
+        """The toxic was changed in place; what it holds leaves at once."""
+        for connection in list(self._connections):
+            connection.stream(toxic).flush(toxic)
+
+    def remove(self, toxic: Applied) -> None:
+        """The toxic is gone; what it held leaves at once, in order."""
+        self.toxics.remove(toxic)
+        for connection in list(self._connections):
+            connection.stream(toxic).remove(toxic)
+
+    def _accept(self) -> asyncio.BaseProtocol:
+        self._accepted += 1
+        return Connection(
+            self._accepted, host_port(self.upstream), self._stage, self.toxics,
+            self._connections, lambda: self.enabled).client  # fmt: skip
+
+    def _stage(self, toxic: Applied, connection: int, changed: Callable[[], None]) -> Stage:
+        chance = Random(f"{self._seed}:{self.name}:{toxic.name}:{toxic.stream}:{connection}")
+        return Stage(toxic, chance, changed)
+
+
+def toxic_json(toxic: Applied) -> dict[str, Json]:
+    """A toxic as the API shows it."""
+    return {"attributes": {**attributes(toxic.settings)}, "name": toxic.name, "type": toxic.type,
+            "stream": toxic.stream, "toxicity": toxic.toxicity}  # fmt: skip
