@@ -1,0 +1,482 @@
+"""The lanes of the real load: gevent greenlets on raw non-blocking sockets.
+
+Shapes and figures are measured (docs of the design): one persistent io watcher a connection and
+one wait point a lane cost what plain callbacks cost; deadlines are swept, since a timer per
+request costs a fifth; arrivals are paced by a timerfd plus a spin of 60 us in libev's idle watcher,
+because libev's own timers know only milliseconds. Everything but the lanes' own code runs in
+callbacks of the hub, so nothing here needs a lock.
+
+What a lane's one wait point can give: a Job (parked lanes only), READABLE, WRITABLE, LATE, STOP.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import gevent.event
+from greenlet import greenlet  # type: ignore[import-untyped,unused-ignore]
+
+from survive.load.core import Cursor, Exchange, Filing, Job, LanePool, rules
+from survive.load.http1 import AnswerReader, NotHttpError, encode
+from survive.load.template import CompiledKind
+from survive.plan.arrivals import Schedule
+from survive.plan.model import Plan
+from survive.record.samples import Frame
+from survive.transport import Broken
+from survive.units import SECOND
+
+SPIN_US = 60  # idle spin before an arrival: p50 of the lag falls from 17 to 5 us
+SWEEP_S = 0.05  # how often deadlines are looked at
+BLOCKED_NS = 20_000  # a shorter poll found something ready: it was no idling
+IDLE_FLOOR_US = 5_000  # below it a second counts as never idle (a neighbour's preemption)
+STALE_GRACE_US = 5_000  # beyond two connect times a close is no crossing of an idle close
+STALE_MAX_US = 250_000
+READ_BYTES = 65_536
+
+READABLE, WRITABLE, LATE, STOP = 1, 2, 3, 4
+_READ, _WRITE = 1, 2  # libev's event bits
+_NO_PORTS = {errno.EADDRNOTAVAIL: "no_ports", errno.EMFILE: "no_fds", errno.ENFILE: "no_fds",
+             errno.ENOBUFS: "no_buffers", errno.ENOMEM: "no_memory"}  # fmt: skip
+_DEAD = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError)
+
+
+class Alarm:
+    """A timerfd on CLOCK_MONOTONIC: readable at a moment, to the microsecond."""
+
+    def __init__(self) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.fd = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        if self.fd < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create")
+        self._settime = libc.timerfd_settime
+        self._spec = (ctypes.c_long * 4)(0, 0, 0, 0)  # interval s, ns; value s, ns
+        self._pointer = ctypes.byref(self._spec)
+
+    def arm(self, at_ns: int) -> None:
+        """Fire at an absolute time; 0 = never. Clears what has fired."""
+        self._spec[2], self._spec[3] = divmod(at_ns, 1_000_000_000)
+        if self._settime(self.fd, 1, self._pointer, None) != 0:
+            raise OSError(ctypes.get_errno(), "timerfd_settime")
+
+
+class Engine:
+    """One worker: its lanes, pacer, sweep and frames.
+
+    ``report`` takes a Frame each second, the last with ``done``. ``fail`` is told of a bug of ours,
+    once; the engine is then dead. ``finished`` is set after the last frame.
+    """
+
+    def __init__(
+        self, plan: Plan, kinds: list[CompiledKind], address: str,
+        report: Callable[[Frame], None], fail: Callable[[BaseException], None],
+    ) -> None:  # fmt: skip
+        self.loop = gevent.get_hub().loop
+        self.hub = gevent.get_hub()
+        self.finished = gevent.event.Event()
+        self.filing = Filing(plan)
+        self.rules = rules(plan, kinds)
+        self.family, self.peer = resolve(address)
+        self.payloads = [[encode(r, address) for r in kind.requests] for kind in kinds]
+        self.head_only = [[r.method == "HEAD" for r in kind.requests] for kind in kinds]
+        self._cursor = Cursor(plan, Schedule.of(plan).blocks(), self.filing)
+        self._pool: LanePool[Lane] = LanePool(plan.lanes)
+        self._lanes: list[Lane] = []
+        self._report, self._fail = report, fail
+        self._origin_ns = 0
+        self._alarm = Alarm()
+        self._armed: int | None = None
+        self._second = 0
+        self._waited = self._idle_ns = self._blocked_at_ns = self._polled_at_ns = 0
+        self._running = False
+        self._watch_alarm = self.loop.io(self._alarm.fd, _READ)
+        self._spin = self.loop.idle()
+        self._sweep = self.loop.timer(SWEEP_S, SWEEP_S)
+        self._prepare = self.loop.prepare()
+        self._check = self.loop.check()
+
+    # ---------------------------------------------------------------------- from outside
+
+    def start(self, origin_us: int) -> None:
+        """Begin; t = 0 of the run is that moment of CLOCK_MONOTONIC, in µs."""
+        self._origin_ns = origin_us * 1000
+        self._running = True
+        self._watch_alarm.start(self._guarded(self._alarmed))
+        self._sweep.start(self._guarded(self._swept))
+        self._prepare.start(self._before_block)
+        self._check.start(self._after_block)
+        self._guarded(self._pace)()
+
+    def stop(self) -> None:
+        """Leave at once: what waits is unsent, what is unanswered in flight. From the hub."""
+        self._guarded(self._stop)()
+
+    def now_us(self) -> int:
+        """The run's clock."""
+        return (time.monotonic_ns() - self._origin_ns) // 1000
+
+    # ------------------------------------------------------------------------ for lanes
+
+    def next_job(self, lane: Lane, now_us: int) -> Job | None:
+        """A lane is free: an overdue arrival for it, or None and it is parked."""
+        self._pool.park(lane, now_us)
+        since = self._pool.free_since()
+        assert since is not None, "this very lane is free"
+        job = self._cursor.take(now_us, since)
+        if job is None:
+            self._rearm(now_us)
+            return None
+        self._pool.take()  # last in, first out: this lane
+        if job.free_us > job.intended_us:
+            self._waited += 1
+        return job
+
+    def broke(self, error: BaseException) -> None:
+        """A bug of ours; nothing that follows could be trusted."""
+        if self._running:
+            self._running = False
+            self._quiet()
+            self._fail(error)
+
+    # --------------------------------------------------------------------------- pacing
+
+    def _alarmed(self) -> None:
+        self._alarm.arm(0)
+        self._armed = None
+        self._pace()
+
+    def _pace(self) -> None:
+        """Hand out what is due, then sleep until just before what is next. In the hub."""
+        while self._running:
+            now = self.now_us()
+            due, since = self._cursor.next_due_us(), self._pool.free_since()
+            if due is None or since is None or due > now:
+                break
+            job = self._cursor.take(now, since)
+            if job is not None:
+                lane = self._pool.take() or self._new_lane()
+                lane.switch(job)
+        self._rearm(self.now_us())
+
+    def _rearm(self, now_us: int) -> None:
+        """Wake up for the next arrival if a lane is free for it, else when one is."""
+        due = self._cursor.next_due_us()
+        if due is None or self._pool.free_since() is None or not self._running:
+            self._spin.stop()
+        elif due - now_us <= SPIN_US:
+            if not self._spin.active:
+                self._spin.start(self._guarded(self._spun))
+        else:
+            self._spin.stop()
+            if self._armed != due:
+                self._armed = due
+                self._alarm.arm(self._origin_ns + (due - SPIN_US) * 1000)
+
+    def _spun(self) -> None:
+        due = self._cursor.next_due_us()
+        if due is None or self.now_us() >= due:
+            self._spin.stop()
+            self._pace()
+
+    def _new_lane(self) -> Lane:
+        lane = Lane(self)
+        self._lanes.append(lane)
+        return lane
+
+    # ------------------------------------------------------------------- sweep and frames
+
+    def _swept(self) -> None:
+        now = self.now_us()
+        for lane in list(self._lanes):
+            exchange = lane.exchange
+            if exchange is not None and now >= exchange.deadline_us:
+                lane.switch(LATE)
+        self._cursor.expire(now)
+        if now >= (self._second + 1) * SECOND:
+            self._cut_second(now)
+        self._finish_if_drained()
+
+    def _cut_second(self, now_us: int) -> None:
+        idle_us = min(self._idle_ns // 1000, now_us - self._second * SECOND)
+        starved = self._waited > 0 and idle_us < IDLE_FLOOR_US
+        self.filing.harness(self._second * SECOND, idle_us, self._waited if starved else None)
+        self._waited = self._idle_ns = 0
+        self._second = now_us // SECOND
+        self._report(self.filing.cut(now_us))
+
+    def _finish_if_drained(self) -> None:
+        busy = any(lane.exchange is not None for lane in self._lanes)
+        if self._running and self._cursor.next_due_us() is None and not busy:
+            self._end()
+
+    def _stop(self) -> None:
+        if not self._running:
+            return
+        for lane in list(self._lanes):
+            if lane.exchange is not None:
+                lane.switch(STOP)
+        self._cursor.stop(self.now_us())
+        self._end()
+
+    def _end(self) -> None:
+        self._running = False
+        self._quiet()
+        self._report(self.filing.cut(self.now_us(), done=True))
+        self.finished.set()
+
+    def _quiet(self) -> None:
+        for watcher in (self._watch_alarm, self._spin, self._sweep, self._prepare, self._check):
+            watcher.stop()
+
+    def _before_block(self) -> None:
+        self._blocked_at_ns = time.monotonic_ns()
+
+    def _after_block(self) -> None:
+        now = time.monotonic_ns()
+        if self._spin.active:
+            self._idle_ns += now - self._polled_at_ns  # spinning is waiting too
+        elif now - self._blocked_at_ns >= BLOCKED_NS:
+            self._idle_ns += now - self._blocked_at_ns
+        self._polled_at_ns = now
+
+    def _guarded(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """gevent prints what a hub callback raises and goes on; we must not."""
+
+        def run() -> None:
+            try:
+                callback()
+            except BaseException as error:
+                self.broke(error)
+
+        return run
+
+
+class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
+    """One connection that sends one request at a time."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(self._live, engine.hub)
+        self._engine = engine
+        self._hub = engine.hub
+        self._socket: socket.socket | None = None
+        self._watcher: Any = None
+        self._reader = AnswerReader()
+        self._connect_us = 0
+        self.exchange: Exchange | None = None
+
+    def _live(self, job: Job) -> None:
+        try:
+            while True:
+                now = self._serve(job)
+                found = self._engine.next_job(self, now)
+                job = found if found is not None else self._parked()
+        except BaseException as error:
+            self._engine.broke(error)
+
+    def _parked(self) -> Job:
+        """Wait for work. A byte or an end on an idle connection means: do not use it again."""
+        while True:
+            signal = self._hub.switch()
+            if type(signal) is Job:
+                return signal
+            if signal == READABLE:
+                self._close()
+
+    def _serve(self, job: Job) -> int:
+        """One request to its fate; the moment at which the lane is free again."""
+        engine = self._engine
+        payloads = engine.payloads[job.kind]
+        row = job.row % len(payloads)
+        exchange = Exchange(engine.filing, engine.rules[job.kind], job)
+        exchange.on_sent(engine.now_us())
+        self.exchange = exchange
+        head_only = engine.head_only[job.kind][row]
+        try:
+            now, stale = self._attempt(exchange, payloads[row], head_only)
+            if stale:
+                exchange.on_stale(now)
+                now, _ = self._attempt(exchange, payloads[row], head_only)
+        finally:
+            self.exchange = None
+        return now
+
+    def _attempt(self, exchange: Exchange, payload: bytes, head_only: bool) -> tuple[int, bool]:
+        """Once over the wire: when it ended, and whether it only met a stale connection."""
+        reused = self._socket is not None
+        if not reused and not self._connect(exchange):
+            return self._engine.now_us(), False
+        sent_us = self._engine.now_us()
+        self._reader.expect(exchange, head_only)
+        if not self._send(exchange, payload, sent_us):
+            now = self._engine.now_us()
+            self._close()
+            if exchange.outcome is None and reused:
+                return now, True
+            exchange.on_broken(Broken.RESET, now)
+            return now, False
+        return self._receive(exchange, sent_us, reused)
+
+    # -------------------------------------------------------------------------- connect
+
+    def _connect(self, exchange: Exchange) -> bool:
+        engine = self._engine
+        began = engine.now_us()
+        try:
+            made = socket.socket(engine.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            exchange.on_client_error(_NO_PORTS.get(error.errno or 0, "socket"), began)
+            return False
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        code = made.connect_ex(engine.peer)
+        if code == errno.EINPROGRESS:
+            if not self._until_writable(made, exchange):
+                made.close()
+                return False
+            code = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        now = engine.now_us()
+        if not code and made.getsockname() == made.getpeername():
+            code = errno.ECONNREFUSED  # loopback connected to itself: nobody listens there
+        if code:
+            made.close()
+            self._unconnected(exchange, code, now)
+            return False
+        self._connect_us = now - began
+        self._socket = made
+        self._reader = AnswerReader()
+        self._watcher = engine.loop.io(made.fileno(), _READ)
+        self._watcher.start(self.switch, READABLE)
+        return True
+
+    def _unconnected(self, exchange: Exchange, code: int, now: int) -> None:
+        if code in _NO_PORTS:
+            exchange.on_client_error(_NO_PORTS[code], now)
+        elif code in (errno.ECONNRESET, errno.ECONNABORTED):
+            exchange.on_broken(Broken.RESET, now)
+        elif code == errno.ETIMEDOUT:
+            exchange.on_broken(Broken.TIMEOUT, now)
+        else:
+            exchange.on_broken(Broken.REFUSED, now)
+
+    def _until_writable(self, sock: socket.socket, exchange: Exchange) -> bool:
+        """Wait until the socket takes bytes; False if the exchange ended first."""
+        watcher = self._engine.loop.io(sock.fileno(), _WRITE)
+        watcher.start(self.switch, WRITABLE)
+        try:
+            while True:
+                signal = self._hub.switch()
+                if signal == WRITABLE:
+                    return True
+                if self._ended(exchange, signal):
+                    return False
+        finally:
+            watcher.stop()
+            watcher.close()
+
+    def _ended(self, exchange: Exchange, signal: object) -> bool:
+        """The sweep or the stop of the run has ended it."""
+        now = self._engine.now_us()
+        if signal == LATE:
+            return exchange.on_deadline(now) is not None
+        if signal == STOP:
+            exchange.on_stopped(now)
+            return True
+        return False
+
+    # ------------------------------------------------------------------- send and receive
+
+    def _send(self, exchange: Exchange, payload: bytes, sent_us: int) -> bool:
+        """False if the connection turned out dead, or the exchange ended meanwhile."""
+        sock = self._socket
+        assert sock is not None
+        try:
+            done = sock.send(payload)
+        except BlockingIOError:
+            done = 0
+        except _DEAD:
+            return False
+        exchange.on_attempt(sent_us)
+        return done == len(payload) or self._send_rest(sock, exchange, memoryview(payload)[done:])
+
+    def _send_rest(self, sock: socket.socket, exchange: Exchange, rest: memoryview) -> bool:
+        self._watcher.stop()  # an early answer stays readable until all is sent
+        try:
+            while rest:
+                if not self._until_writable(sock, exchange):
+                    return False
+                try:
+                    rest = rest[sock.send(rest) :]
+                except BlockingIOError:
+                    continue
+                except _DEAD:
+                    break  # it may have answered before it closed: read that
+        finally:
+            self._watcher.start(self.switch, READABLE)
+        return True
+
+    def _receive(self, exchange: Exchange, sent_us: int, reused: bool) -> tuple[int, bool]:
+        engine, reader, sock = self._engine, self._reader, self._socket
+        assert sock is not None
+        while True:
+            signal = self._hub.switch()
+            if signal != READABLE:
+                if self._ended(exchange, signal):
+                    self._close()
+                    return engine.now_us(), False
+                continue
+            try:
+                data = sock.recv(READ_BYTES)
+                how = Broken.CLOSED
+            except BlockingIOError:
+                continue
+            except OSError:
+                data, how = b"", Broken.RESET
+            now = engine.now_us()
+            if not data:
+                self._close()
+                return now, self._broken(exchange, how, now, sent_us, reused)
+            try:
+                reader.feed(data, now)
+            except NotHttpError:
+                exchange.on_broken(Broken.PROTOCOL, now)
+            if exchange.outcome is not None:
+                if not reader.reusable:
+                    self._close()
+                return now, False
+
+    def _broken(
+        self, exchange: Exchange, how: Broken, now: int, sent_us: int, reused: bool
+    ) -> bool:
+        """The connection ended under the request. True if it was merely stale.
+
+        Stale = closed by the server while idle, which our request crossed on its way: that shows
+        within a round trip, and the time to connect has measured one. A server that dies later
+        with our request in hand has failed it.
+        """
+        if how is Broken.CLOSED and self._reader.eof(now):
+            return False
+        window = min(2 * self._connect_us + STALE_GRACE_US, STALE_MAX_US)
+        if reused and not self._reader.heard and now - sent_us <= window:
+            return True
+        exchange.on_broken(how, now)
+        return False
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._socket.close()
+            self._socket = self._watcher = None
+
+
+def resolve(address: str) -> tuple[socket.AddressFamily, Any]:
+    """``host:port`` or ``[::1]:port`` to a family and a peer. Raises OSError, ValueError."""
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    return found[0][0], found[0][4]
