@@ -1,0 +1,197 @@
+"""What an objective counts as bad, and what percentile it shows (DESIGN laws 4 and 6).
+
+Every limit is a share of settled requests (ok, failed, timed out, abandoned, expired):
+
+=============  =====================================================================
+success        bad = not ok
+complete       bad = not ok: a stream that failed is not complete, whatever the reason
+latency        bad = not ok, or over the limit; also service_time
+ttft           the same; an ok stream in which no content ever came is bad, too
+tpot           ok requests with ≥ 2 output tokens and all not ok; bad as for latency
+itl            a request weighs as one: bad = not ok + ok × the share of gaps over the limit,
+               rounded up. Gaps of one stream share its fate and are no independent evidence.
+=============  =====================================================================
+
+A value is over the limit if its HDR bucket lies above the limit's own bucket: with three digits a
+value up to 0.1 % over still counts as within.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from survive.judge.statistics import rank_interval
+from survive.judge.verdict import Number
+from survive.judge.windows import Mask, Windows
+from survive.record.hdr import highest_of, index_of
+from survive.record.samples import BAD, UNDECIDED, Outcome, Series
+from survive.record.table import COLUMN, I64, Table
+from survive.scenario.model import Metric, Objective
+
+SERIES = {
+    Metric.LATENCY: Series.LATENCY,
+    Metric.SERVICE_TIME: Series.SERVICE_TIME,
+    Metric.TTFT: Series.TTFT,
+    Metric.ITL: Series.ITL,
+    Metric.TPOT: Series.TPOT,
+}
+_BAD_COLUMNS = [COLUMN[outcome] for outcome in BAD]
+_UNDECIDED_COLUMNS = [COLUMN[outcome] for outcome in UNDECIDED]
+
+
+def allowed_share(objective: Objective) -> float:
+    """The share of bad requests that an objective allows."""
+    good = objective.limit if objective.percentile is None else objective.percentile
+    return round(1 - good, 12)  # 1 − 0.99 is not 0.01 in binary
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One cell's numbers."""
+
+    n: int
+    bad: int
+    undecided: int  # unsent, in flight, lost: fates that nobody knows
+    observed: Number
+    observed_ok: Number
+    low: Number
+    high: Number
+
+
+class Tally:
+    """One objective on one kind: what every place of the run adds to it."""
+
+    def __init__(self, table: Table, windows: Windows, objective: Objective, kind: int) -> None:
+        self._table = table
+        self._windows = windows
+        self.metric = objective.metric
+        self._limit_us = round(objective.limit)
+        mine = table.rows[:, 0] == kind
+        counts = table.row_counts[mine]
+        self._slice, self._crossed = table.rows[mine, 1], table.rows[mine, 2]
+        self._ok = counts[:, COLUMN[Outcome.OK]]
+        self._not_ok = counts[:, _BAD_COLUMNS].sum(axis=1)
+        self._undecided = counts[:, _UNDECIDED_COLUMNS].sum(axis=1)
+        series = SERIES.get(objective.metric)
+        timed = series is not None and series is not Series.LATENCY
+        self._measured = counts[:, COLUMN[series]] if series and timed else self._ok
+        self._sets = table.block(series, "ok", kind) if series else slice(0, 0)
+        places = table.sets[self._sets]
+        self._set_slice = windows.first_slice[places[:, 3]]
+        self._set_crossed = places[:, 4]
+        self._over = self._over_limit()
+
+    def _over_limit(self) -> I64:
+        """Of each set, the values over the limit."""
+        entries = self._table.entries(self._sets)
+        over = self._table.index[entries] > index_of(self._limit_us)
+        weights = np.where(over, self._table.count[entries], 0)
+        length = self._sets.stop - self._sets.start
+        owners = self._table.owners(self._sets)
+        return np.bincount(owners, weights=weights, minlength=length).astype(np.int64)
+
+    def per_slice(self, window: str) -> tuple[I64, I64]:
+        """(n, bad) of every slice, of requests in a window made of single slices."""
+        rows, sets = self._masks(window)
+        length = len(self._windows.starts)
+
+        def by_slice(values: I64) -> I64:
+            return np.bincount(
+                self._slice[rows], weights=values[rows], minlength=length
+            ).astype(np.int64)
+
+        over = np.bincount(
+            self._set_slice[sets], weights=self._over[sets], minlength=length
+        ).astype(np.int64)
+        return self._share(
+            by_slice(self._ok), by_slice(self._not_ok), by_slice(self._measured), over
+        )
+
+    def total(self, window: str) -> tuple[int, int]:
+        """(n, bad) of a window."""
+        rows, sets = self._masks(window)
+        n, bad = self._share(
+            self._ok[rows].sum(keepdims=True),
+            self._not_ok[rows].sum(keepdims=True),
+            self._measured[rows].sum(keepdims=True),
+            self._over[sets].sum(keepdims=True),
+        )
+        return int(n[0]), int(bad[0])
+
+    def judged(self, window: str, objective: Objective, interval: tuple[float, float]) -> Judged:
+        """A cell's numbers; ``interval`` is that of the bad share."""
+        rows, _ = self._masks(window)
+        n, bad = self.total(window)
+        undecided = int(self._undecided[rows].sum())
+        if n == 0:
+            return Judged(0, 0, undecided, None, None, None, None)
+        if objective.percentile is None:
+            low, high = 1 - interval[1], 1 - interval[0]
+            return Judged(n, bad, undecided, 1 - bad / n, None, low, high)
+        return self._percentile(window, n, bad, undecided, objective.percentile)
+
+    def _percentile(
+        self, window: str, n: int, bad: int, undecided: int, share: float
+    ) -> Judged:
+        rows, sets = self._masks(window)
+        values = self._table.dense(self._sets, sets)
+        cumulative = np.cumsum(values)
+        gone = int(self._not_ok[rows].sum()) + self._missing(rows)
+        finite = n - gone
+        low, high = rank_interval(n, share)
+        due = max(1, -int(-round(share * n, 9) // 1))
+
+        def at_rank(rank: int) -> Number:
+            """The rank-th best request; those that failed come last, at infinity."""
+            if rank < 1 or rank > finite or not cumulative[-1]:
+                return None if rank < 1 else "inf"
+            return self._value_ms(cumulative, -(-rank * int(cumulative[-1]) // finite))
+
+        of_ok = max(1, -int(-round(share * finite, 9) // 1))
+        return Judged(
+            n,
+            bad,
+            undecided,
+            at_rank(due),
+            at_rank(of_ok) if finite else None,
+            at_rank(low),
+            at_rank(high),
+        )
+
+    def _missing(self, rows: Mask) -> int:
+        """Ok streams in which nothing ever came."""
+        if self.metric is not Metric.TTFT:
+            return 0
+        return int((self._ok[rows] - self._measured[rows]).sum().clip(0))
+
+    def _value_ms(self, cumulative: I64, rank: int) -> float:
+        """The upper end of the bucket, as HDR tools print it; the limit's own bucket is no more
+        than the limit, since it counts as within."""
+        index = int(np.searchsorted(cumulative, rank, side="left"))
+        top = highest_of(index)
+        return (min(top, self._limit_us) if index == index_of(self._limit_us) else top) / 1000
+
+    def _masks(self, window: str) -> tuple[Mask, Mask]:
+        return (
+            self._windows.mask(window, self._slice, self._crossed),
+            self._windows.mask(window, self._set_slice, self._set_crossed),
+        )
+
+    def _share(self, ok: I64, not_ok: I64, measured: I64, over: I64) -> tuple[I64, I64]:
+        """(n, bad) from sums over any places; see the module's table."""
+        if self.metric in {Metric.SUCCESS, Metric.COMPLETE}:
+            return ok + not_ok, not_ok
+        if self.metric is Metric.TPOT:
+            return measured + not_ok, not_ok + over
+        if self.metric is Metric.ITL:
+            gaps = np.maximum(measured, 1)
+            heard = np.where(measured > 0, ok, 0)
+            return heard + not_ok, not_ok - (-(over * heard) // gaps)
+        missing = np.maximum(ok - measured, 0)
+        return ok + not_ok, not_ok + over + missing
+
+
+Floats = npt.NDArray[np.float64]

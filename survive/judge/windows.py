@@ -1,0 +1,152 @@
+"""Which requests belong to which window (DESIGN law 3). The plan fixes all; only lateness of an
+actual cut can take slices out, never put one in.
+
+A request is known by its *place*: the slice of its intended start, and the first mark (planned
+inject) that it crossed. Everything here is a mask over places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from survive.errors import RecordError
+from survive.plan.model import GUARD_US, FaultWindow, Plan
+from survive.record.table import I64, phases_of, segments_of
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Faults that overlap: one recovery, from the last heal (law 7)."""
+
+    faults: tuple[FaultWindow, ...]
+
+    @property
+    def start_us(self) -> int:
+        """First inject."""
+        return self.faults[0].inject_us
+
+    @property
+    def last_heal_us(self) -> int:
+        """When the last of them ends; a one-shot ends as it begins."""
+        return max(f.heal_us if f.held else f.inject_us for f in self.faults)
+
+    @property
+    def recovery_us(self) -> int:
+        """From here on requests count for recovery: the guard after a heal is the fault's."""
+        held = [f.heal_us + GUARD_US for f in self.faults if f.held]
+        return max([*held, *(f.inject_us for f in self.faults if not f.held)])
+
+    @property
+    def end_us(self) -> int:
+        """End of the watch."""
+        return max(f.recovery_end_us for f in self.faults)
+
+
+def groups(plan: Plan) -> tuple[Group, ...]:
+    """The plan's faults by their common recovery, in order of time."""
+    by_end: dict[int, list[FaultWindow]] = {}
+    for fault in plan.faults:
+        by_end.setdefault(fault.recovery_end_us, []).append(fault)
+    found = [Group(tuple(sorted(f, key=lambda w: w.inject_us))) for f in by_end.values()]
+    return tuple(sorted(found, key=lambda group: group.start_us))
+
+
+class Windows:
+    """Masks over places, for one plan and the cuts as they really were.
+
+    ``late`` are the spans [planned, actual) of cuts that came over 250 ms late. A segment that
+    such a span touches is *transition* as a whole (segments are single slices around faults).
+    """
+
+    def __init__(self, plan: Plan, late: Iterable[tuple[int, int]] = ()) -> None:
+        self.plan = plan
+        self.starts: I64 = np.array([start for start, _ in plan.slices], dtype=np.int64)
+        self.ends: I64 = np.array([end for _, end in plan.slices], dtype=np.int64)
+        self.phase = phases_of(plan, self.starts)
+        segments = segments_of(plan)
+        self.first_slice: I64 = np.unique(segments, return_index=True)[1].astype(np.int64)
+        self.transition = self._transition(late, segments)
+        self._under = {f.fault: self._between(f.inject_us, _fault_end(f)) for f in plan.faults}
+        self._any_under = np.logical_or.reduce(
+            [np.zeros(len(self.starts), dtype=np.bool_), *self._under.values()]
+        )
+        self._recovering = {
+            fault.fault: self._between(group.recovery_us, group.end_us)
+            for group in groups(plan)
+            for fault in group.faults
+        }
+        self._steady = self._steady_slices()
+
+    def _between(self, start_us: int, end_us: int) -> Mask:
+        return (self.starts >= start_us) & (self.starts < end_us)
+
+    def _transition(self, late: Iterable[tuple[int, int]], segments: I64) -> Mask:
+        touched = np.zeros(len(self.starts), dtype=np.bool_)
+        for planned_us, actual_us in late:
+            touched |= (self.ends > planned_us) & (self.starts < actual_us)
+        return np.isin(segments, segments[touched])
+
+    def _steady_slices(self) -> Mask:
+        quiet = np.array([p.constant and not p.warm_up for p in self.plan.phases], dtype=np.bool_)
+        disturbed = self.transition.copy()
+        for fault in self.plan.faults:
+            disturbed |= self._between(fault.inject_us, fault.recovery_end_us)
+        steady: Mask = quiet[self.phase] & ~disturbed
+        return steady
+
+    def mask(self, window: str, slices: I64, crossed: I64) -> Mask:
+        """Which places belong to a window. RecordError if the plan has no such window."""
+        kind, _, name = window.partition(":")
+        if window == "run":
+            warm = np.array([phase.warm_up for phase in self.plan.phases], dtype=np.bool_)
+            return ~warm[self.phase[slices]]
+        if window == "steady":
+            return self._steady[slices] & (crossed < 0)
+        if kind == "phase" and name in (names := [p.name for p in self.plan.phases]):
+            return self.phase[slices] == names.index(name)
+        if kind == "fault" and name in self._under:
+            return self._of_fault(name, slices, crossed)
+        if kind == "recovery" and name in self._under:
+            return self._of_recovery(name, slices, crossed)
+        raise RecordError(f"the plan of this run has no window {window!r}")
+
+    def _of_fault(self, name: str, slices: I64, crossed: I64) -> Mask:
+        """Begun under it, or begun under none and its inject was the first that it crossed."""
+        mark = self.plan.marks.index(self.plan.fault(name).inject_us)
+        came_in = ~self._any_under[slices] & (crossed == mark)
+        return ~self.transition[slices] & (self._under[name][slices] | came_in)
+
+    def _of_recovery(self, name: str, slices: I64, crossed: I64) -> Mask:
+        """After the last heal of its group. One-shots: the very same span as the fault."""
+        if not self.plan.fault(name).held:
+            return self._of_fault(name, slices, crossed)
+        stays = (crossed < 0) | self._any_under[slices]  # one that met the next fault is its
+        return ~self.transition[slices] & self._recovering[name][slices] & stays
+
+    def slices_of(self, window: str) -> Mask:
+        """The slices whose uncrossed requests belong to a window."""
+        every = np.arange(len(self.starts), dtype=np.int64)
+        return self.mask(window, every, np.full(len(every), -1, dtype=np.int64))
+
+    def span_us(self, window: str) -> int:
+        """How long a window lasts, in slices."""
+        chosen = self.slices_of(window)
+        return int((self.ends[chosen] - self.starts[chosen]).sum())
+
+    def overlapping(self, name: str) -> tuple[str, ...]:
+        """Other faults that are on at some time while this one is."""
+        mine = self._under[name]
+        return tuple(
+            other for other, on in self._under.items() if other != name and bool((mine & on).any())
+        )
+
+
+def _fault_end(fault: FaultWindow) -> int:
+    """The guard after a heal belongs to the fault; a one-shot is one span to its end."""
+    return fault.heal_us + GUARD_US if fault.held else fault.recovery_end_us

@@ -1,0 +1,37 @@
+"""The planned rate of load over any span, exact: free of the noise of what chance made of it."""
+
+from __future__ import annotations
+
+import math
+
+from survive.plan.model import Plan
+from survive.scenario.model import Phase
+from survive.units import SECOND
+
+
+def _rate(phase: Phase, t_us: int) -> float:
+    start, end = float(phase.start_rps), float(phase.end_rps)
+    part = (t_us - phase.start_us) / (phase.end_us - phase.start_us)
+    if phase.curve == "exponential" and not phase.constant:
+        return start * math.pow(end / start, part)
+    return start + (end - start) * part
+
+
+def _planned(phase: Phase, start_us: int, end_us: int) -> float:
+    first, last = _rate(phase, start_us), _rate(phase, end_us)
+    span_s = (end_us - start_us) / SECOND
+    if phase.curve == "exponential" and not math.isclose(first, last):
+        return (last - first) / math.log(last / first) * span_s
+    return (first + last) / 2 * span_s
+
+
+def mean_rps(plan: Plan, start_us: int, end_us: int) -> float:
+    """Mean planned arrivals per second in [start, end); nothing is planned outside the phases."""
+    if end_us <= start_us:
+        return 0.0
+    parts = (
+        _planned(phase, max(start_us, phase.start_us), min(end_us, phase.end_us))
+        for phase in plan.phases
+        if max(start_us, phase.start_us) < min(end_us, phase.end_us)
+    )
+    return sum(parts) * SECOND / (end_us - start_us)
