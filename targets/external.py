@@ -1,0 +1,140 @@
+"""The driver for services that run already: starts nothing, checks health, proxies the entry."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from survive.chaos.handles import open_handle
+from survive.chaos.toxiproxy import ProxyServer
+from survive.contracts import Handle, HandleSpec, Needs
+from survive.errors import RefusedError
+from survive.host.driver import DriverContext
+from survive.scenario.model import Service, TargetSpec
+
+from . import wiring
+
+_NAME = "external"
+
+
+class Driver:
+    """See survive.host.driver.Driver. It has no replicas to act on: faults on nodes refuse."""
+
+    def __init__(self, context: DriverContext) -> None:
+        self._context = context
+        self._addresses: dict[str, str] = {}
+        self._listeners: list[HandleSpec] = []
+        self._proxy: ProxyServer | None = None
+
+    async def start(self) -> None:
+        """All services healthy. Raises TargetUnhealthyError, RefusedError."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Our proxy is gone; the services go on. Idempotent."""
+        proxy, self._proxy = self._proxy, None
+        if proxy is not None:
+            await proxy.stop()
+
+    def entry(self) -> str:
+        """Where load goes to."""
+        if self._listeners:
+            return self._listeners[0].via
+        return self._addresses[self._context.spec.entry]
+
+    def replicas(self, service: str) -> list[HandleSpec]:
+        """None: survive did not start them, so it may not end them."""
+        return []
+
+    def listeners(self, link: str) -> list[HandleSpec]:
+        """The listener of the entry link, if it is proxied."""
+        return list(self._listeners) if link == self._context.spec.entry_link else []
+
+    def open(self, spec: HandleSpec, needs: Needs) -> Handle:
+        """The handle for a spec."""
+        if needs is not Needs.LINK:
+            raise RefusedError(f"an external target has no {needs} to act on")
+        return open_handle(spec, needs, self._context.clock, self._context.transport)
+
+    def hold(self, spec: HandleSpec) -> None:
+        """Nothing is restarted anyway."""
+
+    def release(self, spec: HandleSpec) -> None:
+        """Nothing is held."""
+
+    def cpu_s(self) -> float:
+        """Unknown."""
+        return 0.0
+
+    async def _start(self) -> None:
+        spec, context = self._context.spec, self._context
+        other = sorted(context.links - {spec.entry_link})
+        if other:
+            raise RefusedError(
+                f"an external target offers only the link {spec.entry_link!r}, not {other[0]!r}"
+            )
+        for service in spec.services.values():
+            url = wiring.resolve(service.url, context.env, f"url of service {service.name}")
+            self._addresses[service.name] = address_of(url, service, spec)
+        await wiring.all_of(
+            [
+                wiring.await_health(
+                    context.transport, service, self._addresses[service.name], last_lines=list
+                )
+                for service in spec.services.values()
+            ]
+        )
+        if context.links:
+            await self._put_proxy(spec.services[spec.entry])
+
+    async def _put_proxy(self, service: Service) -> None:
+        context = self._context
+        logs = context.scratch / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        self._proxy = await ProxyServer.start(
+            context.run_id, context.started, logs / "fault-proxy.log", seed=context.seed
+        )
+        link, address = context.spec.entry_link, self._addresses[service.name]
+        name = wiring.proxy_name(context.run_id, link, 0)
+        via = await self._proxy.create(name, address)
+        self._listeners = [
+            wiring.link_spec(
+                _NAME,
+                service,
+                0,
+                link=link,
+                address=address,
+                via=via,
+                proxy=self._proxy.api,
+                name=name,
+            )
+        ]
+
+
+def address_of(url: str, service: Service, spec: TargetSpec) -> str:
+    """``host:port`` of a ``url:``. Raises RefusedError: not plain http, or a host not allowed."""
+    if not url:
+        raise RefusedError(f"service {service.name} has no `url:`, which `driver: external` needs")
+    parts = urlsplit(url)
+    try:
+        host, port = parts.hostname, parts.port or 80
+    except ValueError as error:
+        raise RefusedError(f"url of service {service.name}: {error}") from error
+    if parts.scheme != "http" or not host:
+        raise RefusedError(
+            f"url of service {service.name} is {url!r}: only http://host:port can be driven yet"
+        )
+    if parts.path not in {"", "/"} or parts.query or parts.fragment or parts.username is not None:
+        raise RefusedError(
+            f"url of service {service.name} is {url!r}: it may hold a host and a port only",
+            hint="paths belong to the requests",
+        )
+    if host not in spec.allow_hosts:
+        raise RefusedError(
+            f"host {host} of service {service.name} is not allowed",
+            hint=f"add it to `allow: {{hosts: [...]}}` of target {spec.name} if it is yours",
+        )
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

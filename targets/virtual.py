@@ -1,0 +1,336 @@
+"""The driver of the virtual host: services are ASGI apps on nodes of the memory network."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from survive.catalog import load_module
+from survive.chaos.handles import SimulatedGpu
+from survive.clock import Clock, LoopClock, seeded
+from survive.contracts import (
+    AsgiApp,
+    FaultFailedError,
+    Handle,
+    HandleSpec,
+    MakeApp,
+    Needs,
+    ServiceContext,
+    Toxic,
+)
+from survive.errors import RefusedError
+from survive.host.driver import DriverContext, TargetUnhealthyError
+from survive.host.memory import Listener, MemoryNetwork, MemoryTransport, Node
+from survive.scenario.model import Service
+from survive.transport import CallFailedError, Transport
+
+from . import wiring
+
+_NAME = "virtual"
+_MIN_RESTART_US = 10_000  # an app that cannot start is not tried in a tight loop
+
+
+@dataclass(slots=True)
+class _Replica:
+    service: Service
+    number: int
+    address: str
+    make: MakeApp
+    env: dict[str, str] = field(default_factory=dict)
+    node: Node | None = None
+    watch: wiring.Watch = field(default_factory=wiring.Watch)
+
+    @property
+    def name(self) -> str:
+        return f"{self.service.name}-{self.number}"
+
+
+class VirtualReplica:
+    """One boot of one node. See survive.contracts.ReplicaHandle."""
+
+    def __init__(self, spec: HandleSpec, clock: Clock, transport: MemoryTransport) -> None:
+        self.spec = spec
+        self.clock = clock
+        self.transport: Transport = transport
+        self._network = transport.network
+
+    async def kill(self) -> None:
+        """End it at once."""
+        if node := self._node():
+            node.kill()
+
+    async def pause(self) -> None:
+        """Stop its clock."""
+        if node := self._node():
+            node.pause()
+
+    async def resume(self) -> None:
+        """Let it go on."""
+        if node := self._node():
+            node.resume()
+
+    async def exists(self) -> bool:
+        """A connection to the address is accepted by that very boot."""
+        try:
+            return self._network.connect(self.spec.address) == self.spec.pid
+        except CallFailedError:
+            return False
+
+    def _node(self) -> Node | None:
+        return self._network.node_of(self.spec.address, self.spec.pid)
+
+
+class VirtualLink:
+    """One listener of the fault proxy in memory. See survive.contracts.LinkHandle."""
+
+    def __init__(self, spec: HandleSpec, clock: Clock, transport: MemoryTransport) -> None:
+        self.spec = spec
+        self.clock = clock
+        self.transport: Transport = transport
+        self._network = transport.network
+
+    async def add(self, toxic: Toxic) -> None:
+        """Create or replace the toxic."""
+        try:
+            self._listener().add(toxic)
+        except ValueError as error:
+            raise FaultFailedError(f"{self.spec.via}: {error}") from error
+
+    async def remove(self, name: str) -> None:
+        """Remove the toxic; absent is success, so is a listener that is gone."""
+        if listener := self._network.listener(self.spec.via):
+            listener.remove(name)
+
+    async def enable(self, on: bool) -> None:
+        """Open or close the listener and its connections."""
+        self._listener().enable(on)
+
+    def _listener(self) -> Listener:
+        listener = self._network.listener(self.spec.via)
+        if listener is None:
+            raise FaultFailedError(f"no fault proxy listens at {self.spec.via}")
+        return listener
+
+
+class Driver:
+    """See survive.host.driver.Driver. The context's transport must be a MemoryTransport.
+
+    Boots are not reported to ``context.started``: a boot number in a ledger would read as the pid
+    of a process of this host, and there is nothing to clean up after a virtual run.
+    """
+
+    def __init__(self, context: DriverContext) -> None:
+        if not isinstance(context.transport, MemoryTransport):
+            raise TypeError("the virtual driver needs a MemoryTransport")
+        self._context = context
+        self._transport: MemoryTransport = context.transport
+        self._network: MemoryNetwork = context.transport.network
+        self._replicas: dict[str, list[_Replica]] = {}
+        self._listeners: dict[str, list[HandleSpec]] = {}
+        self._supervisors: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """All services up and healthy. Raises TargetUnhealthyError, RefusedError."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Nothing of the target runs or listens any more. Idempotent."""
+        supervisors, self._supervisors = self._supervisors, []
+        for task in supervisors:
+            task.cancel()
+        await asyncio.gather(*supervisors, return_exceptions=True)
+        for specs in self._listeners.values():
+            for spec in specs:
+                self._network.unlisten(spec.via)
+        for replica in self._all():
+            if replica.node is not None:
+                replica.node.kill("stopped")
+                await replica.node.join()
+
+    def entry(self) -> str:
+        """Where load goes to."""
+        spec = self._context.spec
+        return self._addresses(spec.entry_link, spec.entry)[0]
+
+    def replicas(self, service: str) -> list[HandleSpec]:
+        """The replicas as they are now: ``pid`` is the boot number, ``start_time`` its time, µs."""
+        return [self._spec(replica) for replica in self._replicas.get(service, [])]
+
+    def listeners(self, link: str) -> list[HandleSpec]:
+        """The listeners of a proxied link."""
+        return list(self._listeners.get(link, []))
+
+    def open(self, spec: HandleSpec, needs: Needs) -> Handle:
+        """The handle for a spec."""
+        clock = self._context.clock
+        if needs is Needs.LINK:
+            return VirtualLink(spec, clock, self._transport)
+        if needs is Needs.GPU:
+            return SimulatedGpu(spec, clock, self._transport)
+        return VirtualReplica(spec, clock, self._transport)
+
+    def hold(self, spec: HandleSpec) -> None:
+        """Do not restart this replica until released."""
+        self._replica(spec).watch.hold()
+
+    def release(self, spec: HandleSpec) -> None:
+        """Restart it now if it is down. Idempotent."""
+        replica = self._replica(spec)
+        replica.watch.release(down=replica.node is None or replica.node.dead)
+
+    def cpu_s(self) -> float:
+        """Unknown: all nodes share one loop."""
+        return 0.0
+
+    async def _start(self) -> None:
+        spec = self._context.spec
+        for service in spec.services.values():
+            self._replicas[service.name] = self._declare(service)
+        for group in wiring.start_order(spec):
+            for service in group:
+                self._wire(service)
+            replicas = [r for service in group for r in self._replicas[service.name]]
+            await wiring.all_of([self._bring_up(replica) for replica in replicas])
+        if spec.entry_link in self._context.links:
+            self._put_proxy(spec.entry_link, spec.entry)
+
+    def _declare(self, service: Service) -> list[_Replica]:
+        make = _make_app(self._context.spec.folder, service)
+        return [
+            _Replica(service, number, self._network.address(), make)
+            for number in range(service.replicas)
+        ]
+
+    def _wire(self, service: Service) -> None:
+        """Give a service the addresses of those that it calls."""
+        addresses: dict[str, list[str]] = {}
+        for link in wiring.links_from(self._context.spec, service.name):
+            if link.name in self._context.links:
+                self._put_proxy(link.name, link.dest)
+            addresses[link.env] = self._addresses(link.name, link.dest)
+        for replica in self._replicas[service.name]:
+            replica.env = wiring.environment(self._context, service, replica.number, addresses)
+
+    def _put_proxy(self, link: str, dest: str) -> None:
+        specs = self._listeners.setdefault(link, [])
+        for replica in self._replicas[dest]:
+            name = wiring.proxy_name(self._context.run_id, link, replica.number)
+            listener = self._network.proxy(
+                replica.address, seeded(self._context.seed, "proxy", link, replica.number)
+            )
+            specs.append(
+                wiring.link_spec(
+                    _NAME,
+                    replica.service,
+                    replica.number,
+                    link=link,
+                    address=replica.address,
+                    via=listener.address,
+                    name=name,
+                )
+            )
+
+    def _addresses(self, link: str, dest: str) -> list[str]:
+        if link in self._listeners:
+            return [spec.via for spec in self._listeners[link]]
+        return [replica.address for replica in self._replicas[dest]]
+
+    async def _bring_up(self, replica: _Replica) -> None:
+        node = self._boot(replica)
+        gone = asyncio.ensure_future(replica.watch.gone.wait())
+        health = asyncio.ensure_future(
+            wiring.await_health(
+                self._transport,
+                replica.service,
+                replica.address,
+                last_lines=lambda: list(node.log),
+                name=replica.name,
+            )
+        )
+        try:
+            await asyncio.wait({gone, health}, return_when=asyncio.FIRST_COMPLETED)
+            if not health.done():
+                raise TargetUnhealthyError(replica.name, "it ended", list(node.log))
+            await health
+        finally:
+            gone.cancel()
+            health.cancel()
+            await asyncio.gather(gone, health, return_exceptions=True)
+        self._supervisors.append(asyncio.create_task(self._supervise(replica)))
+
+    def _boot(self, replica: _Replica) -> Node:
+        """A new boot; an app that cannot be made leaves a dead node, as a process that exits."""
+        node = replica.node = self._network.node(replica.name)
+        replica.watch.booted()
+        node.on_end = lambda _reason: replica.watch.gone.set()
+        try:
+            node.mount(lambda: self._make(replica, node))
+        except Exception as error:
+            node.note("".join(traceback.format_exception(error)))
+            node.kill(f"its app could not be made: {error!r}")
+        else:
+            self._network.listen(replica.address, node)
+        return node
+
+    def _make(self, replica: _Replica, node: Node) -> AsgiApp:
+        return replica.make(
+            ServiceContext(
+                clock=LoopClock(0.0),  # its own: the run's origin is none of its business
+                random=seeded(self._context.seed, replica.name),
+                env=replica.env,
+                call=self._transport.call,
+                spawn=node.spawn,
+            )
+        )
+
+    async def _supervise(self, replica: _Replica) -> None:
+        after_us = replica.service.restart_after_us
+        if after_us is not None:
+            after_us = max(after_us, _MIN_RESTART_US)
+        while True:
+            await replica.watch.gone.wait()
+            await replica.watch.restart_due(after_us)
+            self._boot(replica)
+
+    def _all(self) -> list[_Replica]:
+        return [replica for replicas in self._replicas.values() for replica in replicas]
+
+    def _replica(self, spec: HandleSpec) -> _Replica:
+        return self._replicas[spec.service][spec.replica]
+
+    def _spec(self, replica: _Replica) -> HandleSpec:
+        node = replica.node
+        return HandleSpec(
+            driver=_NAME,
+            service=replica.service.name,
+            replica=replica.number,
+            address=replica.address,
+            probe_path=replica.service.health.path,
+            pid=node.boot if node else 0,
+            start_time=node.born_us if node else 0,
+            token=self._context.token if replica.service.gpu else "",
+        )
+
+
+def _make_app(folder: Path, service: Service) -> MakeApp:
+    """Load ``file.py:function``. Raises RefusedError if the service is no ASGI app."""
+    if not service.app:
+        raise RefusedError(
+            f"service {service.name} cannot run virtually: it has `run:` or `url:`, not `app:`",
+            hint="run without --virtual",
+        )
+    file, _, function = service.app.partition(":")
+    path = (folder / file).resolve()
+    if not path.is_file():
+        raise RefusedError(f"service {service.name}: there is no file {path}")
+    make = getattr(load_module(path), function, None)
+    if not callable(make):
+        raise RefusedError(f"service {service.name}: {path} defines no {function}")
+    app: MakeApp = make
+    return app

@@ -1,0 +1,211 @@
+"""What every driver needs: the order of start, environments, health, and when to restart."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from survive.contracts import HandleSpec
+from survive.errors import RefusedError
+from survive.host.driver import DriverContext, TargetUnhealthyError
+from survive.scenario.model import Link, Service, TargetSpec
+from survive.transport import CallFailedError, Request, Transport, read_all
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_HEALTH_EVERY_S = 0.05
+_HEALTH_TIMEOUT_S = 1.0
+
+
+def resolve(text: str, env: Mapping[str, str], what: str) -> str:
+    """Replace each ``${NAME}``. Raises RefusedError (6) naming a variable that is not set."""
+
+    def value(found: re.Match[str]) -> str:
+        if found[1] not in env:
+            raise RefusedError(
+                f"{what} needs the environment variable {found[1]}, which is not set",
+                hint=f"export {found[1]}=…",
+            )
+        return env[found[1]]
+
+    return _VARIABLE.sub(value, text)
+
+
+def start_order(spec: TargetSpec) -> list[list[Service]]:
+    """Services in groups that may start at once; whoever is called comes before its callers.
+
+    Services that call each other in a circle, and those that wait for the circle, are one group.
+    """
+    waiting = dict(spec.services)
+    groups: list[list[Service]] = []
+    while waiting:
+        blocked = {
+            link.source
+            for link in spec.links.values()
+            if link.dest in waiting and link.dest != link.source
+        }
+        group = [s for name, s in waiting.items() if name not in blocked] or list(waiting.values())
+        groups.append(group)
+        for service in group:
+            del waiting[service.name]
+    return groups
+
+
+def links_from(spec: TargetSpec, source: str) -> list[Link]:
+    """The links by which a service calls others."""
+    return [link for link in spec.links.values() if link.source == source]
+
+
+def destination(spec: TargetSpec, link: str) -> str:
+    """The service behind a link, ``load -> <entry>`` included. RefusedError if there is none."""
+    if link == spec.entry_link:
+        return spec.entry
+    if link not in spec.links:
+        raise RefusedError(f"target {spec.name} has no link {link!r}")
+    return spec.links[link].dest
+
+
+def replica_names(service: Service) -> list[str]:
+    """``inference-0``, …"""
+    return [f"{service.name}-{number}" for number in range(service.replicas)]
+
+
+def environment(
+    context: DriverContext, service: Service, replica: int, links: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """What a replica is told; see ServiceContext.env. ``links``: addresses by variable."""
+    env = {
+        "SURVIVE_REPLICA": f"{service.name}-{replica}",
+        "SURVIVE_SEED": str(context.seed),
+        "SURVIVE_KEY": context.key,
+        "SURVIVE_WEAKNESSES": ",".join(context.spec.weaknesses),
+        **{variable: ",".join(addresses) for variable, addresses in links.items()},
+        **{
+            name: resolve(value, context.env, f"env {name} of service {service.name}")
+            for name, value in service.env.items()
+        },
+    }
+    if service.gpu:
+        env["SURVIVE_GPU_TOKEN"] = context.token
+    return env
+
+
+def proxy_name(run_id: str, link: str, number: int) -> str:
+    """Names a fault proxy's listener after its run, so that whoever finds it knows whose it is."""
+    return f"sv-{run_id[:8]}-{re.sub(r'[^A-Za-z0-9]+', '-', link)}-{number}"
+
+
+def link_spec(
+    driver: str,
+    service: Service,
+    number: int,
+    *,
+    link: str,
+    address: str,
+    via: str,
+    proxy: str = "",
+    name: str = "",
+) -> HandleSpec:
+    """One listener of a link as plain data."""
+    return HandleSpec(
+        driver=driver,
+        service=service.name,
+        replica=number,
+        address=address,
+        probe_path=service.health.path,
+        link=link,
+        via=via,
+        proxy=proxy,
+        proxy_name=name,
+    )
+
+
+async def healthy(transport: Transport, address: str, path: str, *, timeout_s: float) -> str:
+    """ "" if GET ``path`` is answered 2xx, else why not."""
+    try:
+        async with asyncio.timeout(timeout_s):  # the call bounds only its head
+            response = await transport.call(address, Request("GET", path), timeout_s=timeout_s)
+            body = await read_all(response)
+    except CallFailedError as error:
+        return f"GET {path}: {error}"
+    except TimeoutError:
+        return f"GET {path}: no whole answer in {timeout_s:g} s"
+    if 200 <= response.status < 300:
+        return ""
+    text = body[:200].decode("utf-8", "replace").strip()
+    return f"GET {path}: status {response.status} {text}".rstrip()
+
+
+async def await_health(
+    transport: Transport,
+    service: Service,
+    address: str,
+    *,
+    last_lines: Callable[[], list[str]],
+    name: str = "",
+) -> None:
+    """Return once a replica is healthy. Raises TargetUnhealthyError after ``health.within``."""
+    why = "it was never asked"
+    within_s = service.health.within_us / 1e6
+    try:
+        async with asyncio.timeout(within_s):
+            while True:
+                why = await healthy(
+                    transport,
+                    address,
+                    service.health.path,
+                    timeout_s=min(within_s, _HEALTH_TIMEOUT_S),
+                )
+                if not why:
+                    return
+                await asyncio.sleep(_HEALTH_EVERY_S)
+    except TimeoutError:
+        raise TargetUnhealthyError(
+            name or service.name, f"{why} (for {within_s:g} s)", last_lines()
+        ) from None
+
+
+async def all_of(works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run together; the first error ends the rest and is raised as it is."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Watch:
+    """What a supervisor knows of one replica: is it gone, is it held down, may it come back."""
+
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+        self._held = False
+        self._now = asyncio.Event()
+
+    def booted(self) -> None:
+        """A new boot runs."""
+        self.gone.clear()
+        self._now.clear()
+
+    def hold(self) -> None:
+        """It must stay down when it goes down."""
+        self._held = True
+        self._now.clear()
+
+    def release(self, *, down: bool) -> None:
+        """It may come back, at once if it is down."""
+        self._held = False
+        if down:
+            self._now.set()
+
+    async def restart_due(self, after_us: int | None) -> None:
+        """Gone: return when it is to be started again; never, if unsupervised and not released."""
+        try:
+            async with asyncio.timeout(None if after_us is None else after_us / 1e6):
+                await self._now.wait()
+        except TimeoutError:
+            if self._held:
+                await self._now.wait()
