@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from survive.judge.verdict import FaultReport, Number
@@ -135,9 +136,17 @@ def phase_row(axis: Axis, plan: Plan, glyphs: Glyphs) -> Row:
         name = glyphs.short(phase.name, room) if room >= 3 else ""
         if start < axis.columns:
             row[start] = (glyphs.edge, FAINT)
-        for offset, character in enumerate(name[:room]):
-            row[start + 1 + offset] = (character, "")
+        _write(row, start + 1, name)
     return row
+
+
+def _write(row: Row, at: int, name: str) -> None:
+    """One character a cell; a wide one takes the place of two."""
+    for character in name:
+        cells = cell_len(character)
+        if cells:
+            row[at : at + cells] = [(character, ""), *[("", "")] * (cells - 1)]
+        at += cells
 
 
 def tick_row(axis: Axis, glyphs: Glyphs) -> Row:

@@ -60,6 +60,11 @@ class Glyphs:
 UNICODE = Glyphs()
 
 
+def fill(text: str, width: int) -> str:
+    """Padded to ``width`` cells; wide characters count as two."""
+    return text + " " * max(0, width - cell_len(text))
+
+
 def glyphs_for(encoding: str) -> Glyphs:
     """The set that a stream of that encoding can carry. Not UTF-8 (or unknown): plain ASCII."""
     try:

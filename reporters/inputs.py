@@ -79,6 +79,9 @@ def fields_of(run: StoredRun, name: str) -> Mapping[str, Any]:
 
 
 def ended_us(run: StoredRun) -> int:
-    """When the run ended, on its own clock; the plan's end if it does not say."""
+    """How long there was load and drain; the plan's end if the run does not say.
+
+    0 for a run that ended before its load began (its events have negative times).
+    """
     ended = [event.t_us for event in run.events if event.name == "run_ended"]
-    return ended[-1] if ended else run.plan.end_us
+    return max(0, ended[-1]) if ended else run.plan.end_us

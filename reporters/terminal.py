@@ -20,15 +20,17 @@ from rich.text import Text
 
 from survive.errors import ExitCode
 from survive.judge.verdict import Cell, FaultReport, LoadReport, Number, Spread, Verdict, Word
+from survive.record.rates import mean_rps
 from survive.units import SECOND
 
 from . import axis as draw
 from . import words
-from .glyphs import UNICODE, Glyphs, glyphs_for
+from .glyphs import UNICODE, Glyphs, fill, glyphs_for
 from .inputs import Second, StoredRun, ended_us, fields_of
 from .sentence import observed_text, sentence
 
 NARROWEST, WIDEST, PLAIN = 60, 140, 80
+_ROOMY = 76  # from here on there is room for intervals
 _SIDE = 9  # right-hand column of the timeline
 _NAMES = (10, 18)  # least and greatest width of its left-hand column
 _LABEL = 10  # left-hand column of the blocks below it
@@ -42,7 +44,7 @@ _SAID = {
     "induced": "real symptoms of another cause",
     "reported": "some faults are in telemetry only",
     "emulated": "some faults are a proxy's or shim's",
-    "simulated": "stand-ins were broken, not real GPUs",
+    "simulated": "stand-ins, not the real thing",
 }
 
 
@@ -94,7 +96,9 @@ class Report:
     def _header(self) -> Iterator[Text]:
         plan = self.record.plan
         name = self.glyphs.short(f"{plan.name} on {plan.target}", self.width - 34)
-        seed = self.glyphs.short(f"{words.span(ended_us(self.record))}  seed {plan.seed}", 24)
+        seed = self.glyphs.short(
+            f"{words.span(ended_us(self.record))}  seed {plan.seed}", 24
+        )
         left = Text.assemble(("survive ", draw.FAINT), (name, "bold"))
         yield self._apart(left, Text(seed))
         host = str(self._started("host") or "unknown")
@@ -174,12 +178,12 @@ class Report:
         observed = observed_text(cell)
         yield Text.assemble(
             "    ",
-            _fill(request, table.request),
+            fill(request, table.request),
             "  ",
-            _fill(window, table.window),
+            fill(window, table.window),
             "  ",
             (f"{observed:>{table.observed}}", "bold" if cell.verdict is Word.FAILED else ""),
-            (f"  {words.interval(cell.low, cell.high, cell.unit):<{table.interval}}", draw.FAINT),
+            (table.interval_of(cell), draw.FAINT),
             f"  {words.count(cell.n):>{table.n}}  ",
             (_shout(cell.verdict), _STYLE[cell.verdict]),
         )
@@ -212,7 +216,7 @@ class Report:
 
         def strip(label: str, row: draw.Row, side: str = "", style: str = draw.FAINT) -> Text:
             return Text.assemble(
-                (f"  {_fill(self.glyphs.short(label, names), names)}  ", draw.FAINT),
+                (f"  {fill(self.glyphs.short(label, names), names)}  ", draw.FAINT),
                 draw.text(row),
                 (f"  {side:>{_SIDE}}", style),
             )
@@ -231,6 +235,7 @@ class Report:
             g = self.glyphs
             legend = f"{g.opens}{g.on}{g.closes} on until healed  {g.once} one-shot  "
             legend += f"{g.after} recovery window  {g.back} recovered"
+            legend = self.glyphs.short(legend, self.width - names - 4)
             yield Text(f"  {' ' * names}  {legend}", draw.FAINT)
 
     def _strips(self, axis: draw.Axis) -> Iterator[tuple[str, list[str], str]]:
@@ -249,9 +254,10 @@ class Report:
             worst = "inf"
         yield "p99 (log)", draw.logarithmic(p99, self.glyphs), worst
         bad = [_bad_share(rows) for rows in columns]
-        most = max([value for value in bad if value is not None], default=0.0)
-        # A strip of a few failures must look like a few: never scaled beyond 5 % full height.
-        yield "bad", draw.linear(bad, max(most, 0.05), self.glyphs), words.share(most)
+        top = max([value for value in bad if value is not None], default=0.0)
+        most = max([row.bad / row.n for row in seconds if row.n], default=0.0)
+        # A strip of a few failures must look like a few: full height is never below 5 %.
+        yield "bad", draw.linear(bad, max(top, 0.05), self.glyphs), words.share(most, significant=3)
 
     # ----------------------------------------------------------------- faults
 
@@ -306,9 +312,9 @@ class Report:
         fates = (
             ("ok", load.ok),
             ("failed", load.failed),
-            ("timed out", load.timed_out),
+            ("timed_out", load.timed_out),
             ("abandoned", load.abandoned),
-            ("in flight", load.in_flight),
+            ("in_flight", load.in_flight),
         )
         yield from self._sum("planned", load.planned, planned)
         yield from self._sum("sent", load.sent, fates)
@@ -341,7 +347,7 @@ class Report:
     def _spread(self, label: str, spread: Spread, meaning: str) -> Iterator[Text]:
         values = (("p50", spread.p50), ("p99", spread.p99), ("max", spread.max))
         text = "  ".join(f"{name} {_shown(value):>8}" for name, value in values)
-        meaning = f"  {meaning}" if self.width >= PLAIN else ""
+        meaning = f"  {meaning}" if self.width >= _ROOMY else ""
         yield Text.assemble((f"  {label:<{_LABEL}}", draw.FAINT), text, (meaning, draw.FAINT))
 
     def _cpu(self) -> str:
@@ -397,6 +403,7 @@ class _Columns:
         request = min(16, max(cell_len(cell.request) for cell in cells), width // 8)
         observed = max(8, *(len(observed_text(cell)) for cell in cells))
         interval = max(8, *(len(words.interval(c.low, c.high, c.unit)) for c in cells))
+        interval = interval if width >= _ROOMY else -2  # a narrow console goes without
         n = max(1, *(len(words.count(cell.n)) for cell in cells))
         request = max(3, request)
         rest = width - 4 - request - observed - interval - n - 5 * 2 - len(Word.INCONCLUSIVE)
@@ -405,8 +412,14 @@ class _Columns:
 
     def heading(self) -> str:
         left = 4 + self.request + 2 + self.window + 2
-        titles = f"{'observed':>{self.observed}}  {'90 % CI':<{self.interval}}  {'n':>{self.n}}"
-        return f"{'':<{left}}{titles}  verdict"
+        interval = f"  {'90 % CI':<{self.interval}}" if self.interval > 0 else ""
+        return f"{'':<{left}}{'observed':>{self.observed}}{interval}  {'n':>{self.n}}  verdict"
+
+    def interval_of(self, cell: Cell) -> str:
+        """The two-sided 90 % interval, padded; nothing where there is no room for it."""
+        if self.interval < 0:
+            return ""
+        return f"  {words.interval(cell.low, cell.high, cell.unit):<{self.interval}}"
 
 
 def _shown(value: Number) -> str:
@@ -420,10 +433,6 @@ def _shout(word: Word) -> str:
 
 def _is_infinite(value: Number) -> bool:
     return value == "inf" or (isinstance(value, float) and math.isinf(value))
-
-
-def _fill(text: str, width: int) -> str:
-    return text + " " * max(0, width - cell_len(text))
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -443,16 +452,8 @@ def _bad_share(rows: Sequence[Second]) -> float | None:
 
 
 def _planned_rps(record: StoredRun, axis: draw.Axis, column: int) -> float:
-    """The planned rate in the middle of a column, from the phases alone."""
-    at_us = (axis.edge_s(column) + axis.edge_s(column + 1)) / 2 * SECOND
-    for phase in record.plan.phases:
-        if phase.start_us <= at_us < phase.end_us:
-            part = (at_us - phase.start_us) / (phase.end_us - phase.start_us)
-            start, end = float(phase.start_rps), float(phase.end_rps)
-            if phase.curve == "exponential":
-                return start * math.exp(math.log(end / start) * part)
-            return start + (end - start) * part
-    return 0.0
+    edges = (axis.edge_s(column) * SECOND, axis.edge_s(column + 1) * SECOND)
+    return mean_rps(record.plan, round(edges[0]), round(edges[1]))
 
 
 def _when(fault: FaultReport) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from survive.judge.verdict import Number
 from survive.units import SECOND
@@ -84,19 +84,30 @@ def interval(low: Number, high: Number, unit: str) -> str:
     """``99.63..99.77``, in the unit of the quantity beside it; empty if there is none."""
     if low is None and high is None:
         return ""
-    in_seconds = unit == "ms" and any(isinstance(v, float) and v >= 10_000 for v in (low, high))
-    factor = 100.0 if unit == "share" else 0.001 if in_seconds else 1.0
-    wanted = 4 if unit == "share" else 3
-    ends = [_end(value, factor, wanted) for value in (low, high)]
-    return "..".join(ends) + (" s" if in_seconds else "")
+    if unit == "share":
+        return f"{_end(low, _percent)}..{_end(high, _percent)}"
+    if unit == "ms" and any(
+        isinstance(v, int | float) and 1e4 <= v < math.inf for v in (low, high)
+    ):
+        return f"{_end(low, _thousandth)}..{_end(high, _thousandth)} s"
+    return f"{_end(low, digits)}..{_end(high, digits)}"
 
 
-def _end(value: Number, factor: float, wanted: int) -> str:
+def _end(value: Number, show: Callable[[float], str]) -> str:
     if value is None:
         return "?"
-    if isinstance(value, str) or math.isinf(value):
-        return "inf"
-    return digits(value * factor, wanted, [0.0, 100.0] if factor == 100.0 else [])
+    return "inf" if isinstance(value, str) or math.isinf(value) else show(value)
+
+
+def _percent(value: float) -> str:
+    """Two decimals, so that both ends align; more where they would claim 0 or 100."""
+    text = f"{value * 100:.2f}"
+    exact = value in (0.0, 1.0) or text in ("0.00", "100.00")
+    return digits(value * 100, 4, [0.0, 100.0]) if exact else text
+
+
+def _thousandth(value: float) -> str:
+    return digits(value / 1000)
 
 
 def rate(rps: float) -> str:
