@@ -41,7 +41,7 @@ from survive.transport import Broken, CallFailedError, Request, Transport, read_
 START_S = 5.0  # the proxy is up in 0.1 s; a loaded CI runner is slow
 STOP_S = 1.0
 DRIVE_S = 2.0  # of the library, all calls of one operation together
-READ_S = 0.8  # of a read-back: an inject that fails is known within 3 s
+READ_S = 0.6  # of a read-back: an inject that fails is known within 3 s
 
 
 class _Address:
@@ -167,23 +167,21 @@ class ToxiproxyApi:
         Each call is tried in turn while the state is not yet as wanted. Raises FaultFailedError
         with what the library said and what was read.
         """
-        said = ""
+        said: list[str] = []
         try:
             async with asyncio.timeout(DRIVE_S):
                 for call in calls:
-                    said = await _drive(self.address, call)
+                    said.append(await _drive(self.address, call) or "reported as done")
                     state = await self.state(name)
                     if state is not None and holds(state):
                         return state
         except TimeoutError:
-            said = f"no answer within {DRIVE_S:g} s"
+            said.append(f"no answer within {DRIVE_S:g} s")
         state = await self.state(name)
         if state is not None and holds(state):
             return state
         seen = "no such proxy" if state is None else json.dumps(state)
-        raise FaultFailedError(
-            f"{what}: not done ({said or 'reported as done'}); read back: {seen}"
-        )
+        raise FaultFailedError(f"{what}: {'; then '.join(said)}; read back: {seen}")
 
 
 class ProxyLink:
@@ -243,7 +241,8 @@ class ProxyLink:
 
         The listener alone being closed says nothing: ``network.down`` closes it too.
         """
-        return all([await self._refused(self.spec.proxy), await self._refused(self.spec.via)])
+        ends = (self.spec.proxy, self.spec.via)
+        return all(await asyncio.gather(*(self._refused(end) for end in ends)))
 
     async def _refused(self, address: str) -> bool:
         try:
