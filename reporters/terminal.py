@@ -96,9 +96,7 @@ class Report:
     def _header(self) -> Iterator[Text]:
         plan = self.record.plan
         name = self.glyphs.short(f"{plan.name} on {plan.target}", self.width - 34)
-        seed = self.glyphs.short(
-            f"{words.span(ended_us(self.record))}  seed {plan.seed}", 24
-        )
+        seed = self.glyphs.short(f"{words.span(ended_us(self.record))}  seed {plan.seed}", 24)
         left = Text.assemble(("survive ", draw.FAINT), (name, "bold"))
         yield self._apart(left, Text(seed))
         host = str(self._started("host") or "unknown")

@@ -22,10 +22,12 @@ def digits(value: float, significant: int = 3, beside: Sequence[float] = ()) -> 
         return "0"
     if abs(value) < _TINY:
         return f"<{_TINY:.4f}"
-    for shown in range(significant, 10):
+    for shown in range(significant, 16):
         text = _fixed(value, shown)
         seen = float(text.replace(",", ""))
-        if not any(seen == other and not math.isclose(value, other) for other in beside):
+        if not any(
+            seen == other and not math.isclose(value, other, rel_tol=1e-14) for other in beside
+        ):
             break
     return text
 
