@@ -30,7 +30,8 @@ from .inputs import Second, StoredRun, ended_us, fields_of
 from .sentence import observed_text, sentence
 
 NARROWEST, WIDEST, PLAIN = 60, 140, 80
-_ROOMY = 76  # from here on there is room for intervals
+_ROOMY = 76  # from here on there is room for explanations beside numbers
+_WINDOW = 18  # cells that the name of a window may claim before an interval is shown
 _SIDE = 9  # right-hand column of the timeline
 _NAMES = (10, 18)  # least and greatest width of its left-hand column
 _LABEL = 10  # left-hand column of the blocks below it
@@ -398,24 +399,26 @@ class _Columns:
 
     @classmethod
     def fit(cls, cells: Sequence[Cell], width: int) -> _Columns:
-        request = min(16, max(cell_len(cell.request) for cell in cells), width // 8)
+        """As wide as the contents need; a narrow console goes without the intervals."""
+        request = max(3, min(16, width // 8, max(cell_len(cell.request) for cell in cells)))
         observed = max(8, *(len(observed_text(cell)) for cell in cells))
         interval = max(8, *(len(words.interval(c.low, c.high, c.unit)) for c in cells))
-        interval = interval if width >= _ROOMY else -2  # a narrow console goes without
         n = max(1, *(len(words.count(cell.n)) for cell in cells))
-        request = max(3, request)
-        rest = width - 4 - request - observed - interval - n - 5 * 2 - len(Word.INCONCLUSIVE)
         longest = max(cell_len(cell.window) for cell in cells)
+        rest = width - 4 - request - observed - interval - n - 5 * 2 - len(Word.INCONCLUSIVE)
+        if rest < min(longest, _WINDOW):
+            rest += interval + 2
+            interval = 0
         return cls(request, max(8, min(rest, max(longest, 22))), observed, interval, n)
 
     def heading(self) -> str:
         left = 4 + self.request + 2 + self.window + 2
-        interval = f"  {'90 % CI':<{self.interval}}" if self.interval > 0 else ""
+        interval = f"  {'90 % CI':<{self.interval}}" if self.interval else ""
         return f"{'':<{left}}{'observed':>{self.observed}}{interval}  {'n':>{self.n}}  verdict"
 
     def interval_of(self, cell: Cell) -> str:
         """The two-sided 90 % interval, padded; nothing where there is no room for it."""
-        if self.interval < 0:
+        if not self.interval:
             return ""
         return f"  {words.interval(cell.low, cell.high, cell.unit):<{self.interval}}"
 
