@@ -190,6 +190,8 @@ class Driver:
 
     async def _start(self) -> None:
         spec = self._context.spec
+        for link in sorted(self._context.links):
+            wiring.destination(spec, link)
         for service in spec.services.values():
             self._replicas[service.name] = self._declare(service)
         for group in wiring.start_order(spec):
