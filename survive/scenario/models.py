@@ -1,0 +1,443 @@
+"""The grammar of scenario and target files. The only place where pydantic is used.
+
+A model says what a key may hold; what ties keys together is checked by the loader. Every
+description is shown by editors, through the JSON Schema.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
+
+from survive.scenario.settings import check_bare
+from survive.units import UnitError, duration_us, price, rate_rps, scale, share
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+_HIDDEN = re.compile(r"[\x00-\x1f\x7f]")
+_TEMPLATE = re.compile(r"\{\{.*?\}\}")
+_PATH_TEXT = re.compile(r"[!$-;=?-~]*")  # printable ASCII but space " # < >
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a field name, RFC 9110 §5.1
+
+
+def _quantity(read: Callable[[object], Any], example: str, *, zero: bool) -> Any:
+    def parse(value: object) -> Any:
+        check_bare(value, example)
+        result = read(value)
+        if not zero and result == 0:
+            raise UnitError(f"{value!r} is zero; it must be more")
+        return result
+
+    return BeforeValidator(parse)
+
+
+def _text_schema(pattern: str, *examples: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": pattern, "examples": list(examples)})
+
+
+_NUMBER = r"^\s*\d+(\.\d+)?\s*"
+Duration = Annotated[
+    int,
+    _quantity(duration_us, "300ms, 8s or 10m", zero=False),
+    _text_schema(_NUMBER + r"(us|µs|ms|s|min|m|h|d)\s*$", "300ms", "8s", "10m"),
+]
+Rate = Annotated[
+    Any,
+    _quantity(rate_rps, "400M/day or 50/s", zero=False),
+    _text_schema(_NUMBER + r"[kKMBG]?\s*/\s*(sec|s|min|m|hour|h|day|d)\s*$", "400M/day", "50/s"),
+]
+Share = Annotated[
+    float,
+    _quantity(share, "60%", zero=True),
+    _text_schema(_NUMBER + r"%\s*$", "60%"),
+]
+Scale = Annotated[
+    Any,
+    _quantity(scale, "1/1000", zero=False),
+    _text_schema(r"^\s*\d+\s*/\s*\d+\s*$", "1/1000"),
+]
+Price = Annotated[
+    Any,
+    _quantity(price, "2.50 USD/h", zero=True),
+    _text_schema(_NUMBER + r"[A-Z]{3}\s*/\s*(h|hour|d|day|s|min)\s*$", "2.50 USD/h"),
+]
+
+
+def _clean(value: object) -> object:
+    if isinstance(value, str) and _HIDDEN.search(value):
+        raise ValueError("holds a control character")
+    return value
+
+
+def _path(value: object) -> object:
+    _clean(value)
+    if not isinstance(value, str):
+        return value
+    if not value.startswith("/"):
+        raise ValueError(f"{value!r} is not a path; it begins with / (the target says the host)")
+    if not _PATH_TEXT.fullmatch(_TEMPLATE.sub("", value)):
+        raise ValueError(f"{value!r} holds a character that a path cannot; percent-encode it")
+    return value
+
+
+def _names(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _statuses(value: object) -> object:
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _header_names(value: object) -> object:
+    for name in value if isinstance(value, dict) else ():
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} is not a header name")
+    return value
+
+
+def _without_x(value: object) -> object:
+    """Keys that begin with ``x-`` are the reader's own."""
+    if isinstance(value, dict):
+        return {key: item for key, item in value.items() if not key.startswith("x-")}
+    return value
+
+
+Text: TypeAlias = Annotated[str, BeforeValidator(_clean)]
+Name: TypeAlias = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Path = Annotated[str, BeforeValidator(_path), _text_schema("^/", "/v1/search?q={{ row.query }}")]
+FreeJson: TypeAlias = Any
+Names = Annotated[
+    list[Text],
+    BeforeValidator(_names),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            ]
+        }
+    ),
+]
+Statuses = Annotated[
+    list[Annotated[int, Field(ge=100, le=599)]],
+    BeforeValidator(_statuses),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 100, "maximum": 599},
+                {
+                    "type": "array",
+                    "items": {"type": "integer", "minimum": 100, "maximum": 599},
+                    "minItems": 1,
+                },
+            ]
+        }
+    ),
+]
+DropX = BeforeValidator(_without_x)
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, nothing is converted, ``x-*`` keys are free."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, populate_by_name=False, defer_build=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _free_keys(cls, value: object) -> object:
+        return _without_x(value)
+
+
+# ------------------------------------------------------------------------------- scenario
+
+
+class ExpectModel(Strict):
+    """What makes an answer good."""
+
+    status: Statuses | None = Field(None, description="The HTTP status, or a list; default 200.")
+    stream: Literal["complete"] | None = Field(
+        None, description="`complete`: a stream must end with its finish reason and [DONE]."
+    )
+
+
+class RequestModel(Strict):
+    """One kind of call that users make. Exactly one of get, post, put, patch, delete."""
+
+    share: Share | None = Field(
+        None, description="Part of the traffic, like 60%. Kinds without one divide the rest."
+    )
+    get: Path | None = Field(None, description="Path of a GET; may hold {{ row.x }}.")
+    post: Path | None = Field(None, description="Path of a POST; may hold {{ row.x }}.")
+    put: Path | None = Field(None, description="Path of a PUT; may hold {{ row.x }}.")
+    patch: Path | None = Field(None, description="Path of a PATCH; may hold {{ row.x }}.")
+    delete: Path | None = Field(None, description="Path of a DELETE; may hold {{ row.x }}.")
+    body: FreeJson = Field(
+        None,
+        alias="json",
+        description="The JSON body; strings may hold {{ row.x }} and {{ target.x }}. "
+        "`stream: true` makes this a streamed kind.",
+    )
+    headers: Annotated[dict[str, Text], BeforeValidator(_header_names)] = Field(
+        {}, description="Headers to send beside those of HTTP and of the bearer key."
+    )
+    auth: Literal["bearer", "none"] = Field(
+        "bearer", description="`none`: do not send the target's bearer key."
+    )
+    data: Text | None = Field(
+        None, description="A .jsonl or .csv file beside the scenario; each row is one {{ row }}."
+    )
+    expect: ExpectModel = Field(
+        ExpectModel.model_construct(status=None, stream=None),
+        description="What makes an answer good.",
+    )
+    timeout: Duration = Field(
+        10_000_000, description="From the intended start; also sizes the lanes. Default 10s."
+    )
+
+
+class RetriesModel(Strict):
+    """Whether users try again. Only `max: 0` is known yet."""
+
+    max: Literal[0] = Field(0, description="Tries after the first; 0.")
+
+
+class ClientsModel(Strict):
+    """Users are not robots."""
+
+    retries: RetriesModel | None = Field(None, description="Whether users try again.")
+    gives_up_after: Duration | None = Field(
+        None, description="Without a first token by then, the user leaves: `abandoned`."
+    )
+
+
+class PhaseModel(Strict):
+    """A stretch of the load: a constant `rate` or a ramp to `ramp_to`, `for` a time."""
+
+    name: Name = Field(description="Unique; windows and `at:` use it.")
+    rate: Rate | None = Field(None, description="A constant rate before scale, like 400M/day.")
+    ramp_to: Rate | None = Field(
+        None, description="Ramp from the previous phase's rate to this one."
+    )
+    curve: Literal["linear", "exponential"] | None = Field(
+        None, description="The shape of a ramp; default linear."
+    )
+    for_: Duration = Field(alias="for", description="How long, like 60s.")
+    warm_up: bool = Field(False, description="Left out of `steady` and `run`.")
+    share: dict[str, Share] = Field(
+        {}, description="Another mix in this phase; kinds not named keep their proportions."
+    )
+
+
+class LoadModel(Strict):
+    """The schedule of the traffic."""
+
+    arrivals: Literal["poisson", "uniform"] = Field(
+        "poisson", description="How intended starts are spread. Default poisson."
+    )
+    scale: Scale = Field(
+        Fraction(1), description="Every rate times this, like 1/1000; printed in each header."
+    )
+    lanes: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="Connections, one request each at a time. Default: peak rate × largest "
+        "timeout × 1.2, at most 10000.",
+    )
+    phases: list[PhaseModel] = Field(min_length=1, description="In order of time.")
+
+
+class FaultModel(Strict):
+    """One fault: what, where, when, how long."""
+
+    kind: Text = Field(description="The kind, like network.latency; `survive faults` lists all.")
+    service: Text | None = Field(None, description="Whose replicas (or their GPUs) are hit.")
+    link: Text | None = Field(None, description="The link that is hit, like gateway -> inference.")
+    count: int | None = Field(
+        None, ge=1, le=1000, description="How many replicas of the service. Default 1."
+    )
+    at: Text = Field(description="From the start (30s) or from a phase (production + 8s).")
+    for_: Duration | None = Field(
+        None, alias="for", description="How long a held fault stays; one-shots have none."
+    )
+    with_: dict[str, FreeJson] = Field(
+        {}, alias="with", description="Settings of the kind; `survive faults KIND` shows them."
+    )
+
+
+class ObjectiveModel(Strict):
+    """A limit on a metric in a window. Exactly one of min and max."""
+
+    metric: Text = Field(
+        description="success, complete, recovery, or a time with its percentile: latency.p99, "
+        "service_time.p95, ttft.p95, itl.p99, tpot.p50."
+    )
+    min: FreeJson = Field(None, description="The least share, like 99%: of success, complete.")
+    max: FreeJson = Field(None, description="The longest time, like 800ms: of all other metrics.")
+    of: Names | None = Field(
+        None, description="A request kind or a list. Default: all that have the metric."
+    )
+    during: Text | None = Field(
+        None,
+        description="steady, run, each fault, phase:NAME, fault:NAME or recovery:NAME. "
+        "Required, but for recovery, which means each fault.",
+    )
+    stable_for: Duration | None = Field(
+        None, description="How long the steady objectives must hold again; recovery only."
+    )
+
+
+class StopIfModel(Strict):
+    """Stops the run when too few answers are good."""
+
+    metric: Literal["success"] = Field(description="success")
+    below: Share = Field(description="The share of good answers, like 20%.")
+    over: Duration = Field(description="The span that is looked at, like 10s.")
+    of: Names | None = Field(None, description="Request kinds; default all.")
+
+
+# --------------------------------------------------------------------------------- target
+
+
+class AuthModel(Strict):
+    """How load identifies itself."""
+
+    bearer: Text | None = Field(
+        None, description='The bearer key, from the environment only: "${NAME}".'
+    )
+
+
+class HealthModel(Strict):
+    """How a service says that it is ready."""
+
+    get: Path = Field("/health", description="Path that answers 200 when ready.")
+    within: Duration = Field(10_000_000, description="How long a start may take. Default 10s.")
+
+
+class AuditModel(Strict):
+    """Where a service writes its audit records."""
+
+    file: Text = Field(description="A file, one JSON object a line.")
+
+
+class RestartModel(Strict):
+    """Supervision."""
+
+    after: Duration = Field(description="How long after its death a replica is started again.")
+
+
+class ServiceModel(Strict):
+    """One service. Exactly one of app, run, url."""
+
+    app: Text | None = Field(
+        None, description='A service of ours: "file.py:make_app"; runs virtually too.'
+    )
+    run: list[Text] | None = Field(
+        None, min_length=1, description="Its own program: argv; {port} becomes its port."
+    )
+    url: Text | None = Field(
+        None, description="Where it is, for driver external: http://host:port; may hold ${ENV}."
+    )
+    replicas: int = Field(1, ge=1, le=1000, description="How many. Default 1.")
+    gpu: Literal["simulated"] | None = Field(
+        None, description="Each replica has a GPU; gpu.* faults need it."
+    )
+    health: HealthModel = Field(
+        HealthModel.model_construct(get="/health", within=10_000_000),
+        description="How it says that it is ready.",
+    )
+    metrics: Path | None = Field(None, description="Path of its Prometheus metrics.")
+    audit: AuditModel | None = Field(None, description="Where it writes audit records.")
+    restart: RestartModel | None = Field(None, description="Supervision; default none.")
+    env: dict[str, Text] = Field({}, description="Environment; values may hold ${ENV}.")
+
+
+class LinkModel(Strict):
+    """Who calls whom; the name is `source -> destination`."""
+
+    env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
+        description="The variable by which the source gets the addresses."
+    )
+
+
+class AllowModel(Strict):
+    """What a run may touch. Default-deny."""
+
+    hosts: list[Text] = Field(["127.0.0.1"], description="Hosts that load may go to.")
+    faults: list[Text] = Field([], description="Families of faults, like network, node, gpu.")
+
+
+class TargetModel(Strict):
+    """The stack under test."""
+
+    driver: Text = Field(description="Who starts it: process or external.")
+    entry: Text = Field(description="The service that load goes to.")
+    vars: dict[str, FreeJson] = Field({}, description="For templates: {{ target.NAME }}.")
+    auth: AuthModel | None = Field(None, description="How load identifies itself.")
+    services: Annotated[dict[Name, ServiceModel], DropX] = Field(
+        min_length=1, description="By name."
+    )
+    links: Annotated[dict[str, LinkModel], DropX] = Field(
+        {}, description="By `source -> destination`; `load -> ENTRY` is implied."
+    )
+    prices: Annotated[dict[str, Price], DropX] = Field(
+        {}, description="Money per time of one replica, by service: 2.50 USD/h."
+    )
+    allow: AllowModel = Field(
+        AllowModel.model_construct(hosts=["127.0.0.1"], faults=[]),
+        description="What a run may touch.",
+    )
+    weaknesses: list[Text] = Field([], description="Planted defects of the reference stack.")
+
+
+class TargetFileModel(TargetModel):
+    """A target file: targets/NAME.yaml."""
+
+    survive: Literal[1] = Field(description="Version of the grammar: 1.")
+
+
+class ScenarioModel(Strict):
+    """A scenario file: NAME.survive.yaml."""
+
+    survive: Literal[1] = Field(description="Version of the grammar: 1.")
+    name: Name = Field(description="Names the run directory.")
+    about: str = Field("", description="One sentence for the report.")
+    target: str | TargetModel = Field(
+        description="The name of a target file, or the same map here."
+    )
+    seed: int = Field(
+        1, ge=0, le=2**63 - 1, description="Fixes the schedule and every draw. Default 1."
+    )
+    requests: Annotated[dict[Name, RequestModel], DropX] = Field(
+        min_length=1, description="The kinds of call that users make, by name."
+    )
+    clients: ClientsModel = Field(
+        ClientsModel.model_construct(retries=None, gives_up_after=None),
+        description="How users behave.",
+    )
+    load: LoadModel = Field(description="The schedule of the traffic.")
+    faults: Annotated[dict[Name, FaultModel], DropX] = Field(
+        {}, description="What is broken, by name."
+    )
+    objectives: Annotated[dict[Name, ObjectiveModel], DropX] = Field(
+        min_length=1, description="What must hold, by name."
+    )
+    stop_if: Annotated[dict[Name, StopIfModel], DropX] = Field(
+        {}, description="When to stop early, by name."
+    )
+    profiles: Annotated[dict[Name, dict[str, FreeJson]], DropX] = Field(
+        {}, description="Sets of overrides by name: {load.scale: 1/100}; see --profile."
+    )

@@ -1,0 +1,287 @@
+"""What ties the keys of a target file together, and the TargetSpec made of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from survive.catalog import Catalog, nearest
+from survive.errors import Problem
+from survive.scenario.grammar import Draft
+from survive.scenario.grammar import Path as Loc
+from survive.scenario.model import Health, Link, Service, TargetSpec
+from survive.scenario.models import ServiceModel, TargetModel
+from survive.scenario.tree import Node, scalars
+
+DRIVERS = ("process", "external", "virtual")
+WEAKNESSES = ("no_health_checks", "no_timeout", "unbounded_queue")
+LOAD = "load"  # the source of the entry link; no service may be called so
+
+_ENV = re.compile(r"\$\{([^}]*)\}?")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LINK = re.compile(r"([A-Za-z0-9_-]+) -> ([A-Za-z0-9_-]+)")
+_APP = re.compile(r"([^:\x00]+\.py):([A-Za-z_][A-Za-z0-9_]*)")
+_URL = re.compile(r"http://[^/\s?#@]+/?")
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSource:
+    """Where a target came from. ``path`` is its place in the file ("" in a file of its own)."""
+
+    name: str
+    folder: Path
+    draft: Draft
+    prefix: Loc = ()
+    stored: bool = False
+
+    def wrong(self, path: Loc, message: str, hint: str = "", *, key: bool = False) -> None:
+        """Note a problem at a path inside the target."""
+        self.draft.wrong((*self.prefix, *path), message, hint, key=key)
+
+    def sound(self, *path: str | int) -> bool:
+        """See Draft.sound."""
+        return self.draft.sound(*self.prefix, *path)
+
+    def names(self, section: str) -> list[str]:
+        """Names of a section, broken entries included."""
+        return self.draft.names(*self.prefix, section)
+
+
+def check_target(model: TargetModel, source: TargetSource, catalog: Catalog) -> None:
+    """Note everything that the file alone shows to be wrong."""
+    known = sorted({*catalog.driver_names(), *DRIVERS})
+    if model.driver not in known:
+        source.wrong(("driver",), f"unknown driver {model.driver!r}", nearest(model.driver, known))
+    _check_names(model, source)
+    for name, service in model.services.items():
+        _check_service(name, service, model, source)
+    _check_links(model, source)
+    for index, weakness in enumerate(model.weaknesses):
+        if weakness not in WEAKNESSES:
+            source.wrong(
+                ("weaknesses", index),
+                f"unknown weakness {weakness!r}",
+                nearest(weakness, WEAKNESSES),
+            )
+    if (
+        model.weaknesses
+        and source.sound("services")
+        and not any(service.app for service in model.services.values())
+    ):
+        source.wrong(
+            ("weaknesses",),
+            "weaknesses are planted in services that have `app:`",
+            "this target has none; remove the key",
+            key=True,
+        )
+    if model.auth is not None and model.auth.bearer is not None:
+        _check_bearer(model.auth.bearer, source)
+    for name, value in model.vars.items():
+        if isinstance(value, dict | list):
+            source.wrong(("vars", name), "a variable is text, a number or true or false")
+
+
+def _check_names(model: TargetModel, source: TargetSource) -> None:
+    services = source.names("services")
+    if model.entry not in services:
+        source.wrong(("entry",), f"unknown service {model.entry!r}", nearest(model.entry, services))
+    for name in model.prices:
+        if name not in services:
+            source.wrong(
+                ("prices", name), f"unknown service {name!r}", nearest(name, services), key=True
+            )
+    if LOAD in services:
+        source.wrong(
+            ("services", LOAD),
+            "'load' is the harness itself",
+            "give the service another name",
+            key=True,
+        )
+
+
+def _check_service(
+    name: str, service: ServiceModel, model: TargetModel, source: TargetSource
+) -> None:
+    path = ("services", name)
+    ways = [way for way in ("app", "run", "url") if getattr(service, way) is not None]
+    if all(source.sound(*path, way) for way in ("app", "run", "url")) and len(ways) != 1:
+        given = " and ".join(ways)
+        source.wrong(
+            path,
+            f"service {name!r} has {given or 'no app, run or url'}",
+            "exactly one of app, run, url says what it is",
+            key=True,
+        )
+    if source.sound("driver"):
+        _check_driver(name, service, model.driver, source)
+    if service.app is not None:
+        _check_app(service.app, (*path, "app"), source)
+    if service.url is not None and not _ENV.search(service.url) and not _URL.fullmatch(service.url):
+        source.wrong(
+            (*path, "url"),
+            f"{service.url!r} is not a base address",
+            "like http://127.0.0.1:8080, without a path",
+        )
+    if service.url is not None and service.replicas != 1:
+        source.wrong(
+            (*path, "replicas"), "replicas behind an address cannot be told apart", "remove the key"
+        )
+    for key in service.env:
+        if not _ENV_NAME.fullmatch(key):
+            source.wrong((*path, "env", key), f"{key!r} is not the name of a variable", key=True)
+
+
+def _check_driver(name: str, service: ServiceModel, driver: str, source: TargetSource) -> None:
+    path = ("services", name)
+    if driver == "external":
+        for key in ("app", "run", "restart", "gpu"):
+            if getattr(service, key) is not None:
+                source.wrong(
+                    (*path, key),
+                    f"driver external starts nothing, so {key!r} means nothing",
+                    "give the service a url",
+                    key=True,
+                )
+    elif service.url is not None:
+        source.wrong(
+            (*path, "url"),
+            f"'url' is for driver external, not {driver}",
+            "say how to start the service: app or run",
+            key=True,
+        )
+
+
+def _check_app(app: str, path: Loc, source: TargetSource) -> None:
+    found = _APP.fullmatch(app)
+    if found is None:
+        source.wrong(path, f"{app!r} is not a file and a function", "like gateway.py:make_app")
+    elif not source.stored and not (source.folder / found[1]).is_file():
+        source.wrong(path, f"there is no file {found[1]!r} in {source.folder}")
+
+
+def _check_links(model: TargetModel, source: TargetSource) -> None:
+    services = source.names("services")
+    for name in model.links:
+        ends = _LINK.fullmatch(name)
+        if ends is None:
+            source.wrong(
+                ("links", name),
+                f"{name!r} is not a link",
+                "write it like gateway -> inference",
+                key=True,
+            )
+            continue
+        if ends[1] == LOAD:
+            source.wrong(
+                ("links", name),
+                f"the link {LOAD} -> {model.entry} is implied",
+                "remove it",
+                key=True,
+            )
+        for end in (ends[1], ends[2]):
+            if end not in services and end != LOAD:
+                source.wrong(
+                    ("links", name), f"unknown service {end!r}", nearest(end, services), key=True
+                )
+        if ends[1] == ends[2]:
+            source.wrong(("links", name), "a service has no link to itself", key=True)
+
+
+def _check_bearer(bearer: str, source: TargetSource) -> None:
+    if not re.fullmatch(r"\$\{[^}]*\}", bearer):
+        source.wrong(
+            ("auth", "bearer"),
+            "a secret must not stand in a file",
+            'take it from the environment: "${NAME}"',
+        )
+
+
+def check_env(draft: Draft, target_prefix: Loc | None) -> None:
+    """``${ENV}`` only where secrets may be, and never with a default.
+
+    ``target_prefix`` is where the target's map begins in this file; None = it is not here.
+    """
+    for path, node in scalars(draft.root):
+        text = node.value
+        if not isinstance(text, str) or "${" not in text:
+            continue
+        inside = None if target_prefix is None else _below(target_prefix, path)
+        if inside is None or not _may_hold_env(inside):
+            _note_env(
+                draft,
+                node,
+                f"{_first_env(text)} cannot stand here",
+                "only in a target's auth, url and service env",
+            )
+            continue
+        for name in _ENV.finditer(text):
+            if not _ENV_NAME.fullmatch(name[1]) or not name[0].endswith("}"):
+                _note_env(
+                    draft,
+                    node,
+                    f"{name[0]} is not the name of a variable",
+                    "secrets have no defaults; write ${NAME}",
+                )
+
+
+def _below(prefix: Loc, path: tuple[str, ...]) -> tuple[str, ...] | None:
+    return path[len(prefix) :] if path[: len(prefix)] == prefix else None
+
+
+def _may_hold_env(path: tuple[str, ...]) -> bool:
+    if path == ("auth", "bearer"):
+        return True
+    return path[:1] == ("services",) and (
+        (len(path) == 3 and path[2] == "url") or (len(path) == 4 and path[2] == "env")
+    )
+
+
+def _note_env(draft: Draft, node: Node, message: str, hint: str) -> None:
+    draft.problems.append(Problem(node.where, message, hint))
+
+
+def _first_env(text: str) -> str:
+    found = _ENV.search(text)
+    return found[0][:40] if found else "${"
+
+
+def make_target(model: TargetModel, source: TargetSource) -> TargetSpec:
+    """The spec of a target without problems."""
+    services = {name: _service(name, service) for name, service in model.services.items()}
+    links = {name: _link(name, link.env) for name, link in model.links.items()}
+    return TargetSpec(
+        name=source.name,
+        driver=model.driver,
+        entry=model.entry,
+        services=services,
+        links=links,
+        vars=dict(model.vars),
+        bearer=(model.auth.bearer or "") if model.auth is not None else "",
+        prices=dict(model.prices),
+        allow_hosts=tuple(model.allow.hosts),
+        allow_faults=tuple(model.allow.faults),
+        weaknesses=tuple(model.weaknesses),
+        folder=source.folder,
+    )
+
+
+def _service(name: str, model: ServiceModel) -> Service:
+    return Service(
+        name=name,
+        app=model.app or "",
+        run=tuple(model.run or ()),
+        url=model.url or "",
+        replicas=model.replicas,
+        gpu=model.gpu or "",
+        health=Health(model.health.get, model.health.within),
+        metrics=model.metrics or "",
+        audit_file=model.audit.file if model.audit is not None else "",
+        restart_after_us=model.restart.after if model.restart is not None else None,
+        env=dict(model.env),
+    )
+
+
+def _link(name: str, env: str) -> Link:
+    source, _, dest = name.partition(" -> ")
+    return Link(source, dest, env)
