@@ -50,7 +50,7 @@ def _broke(cell: Cell) -> str:
 
 def observed_text(cell: Cell) -> str:
     """What was observed, in digits that do not hide on which side of the limit it lies."""
-    if cell.unit == "s" and cell.observed is None and cell.verdict is Word.FAILED:
+    if cell.unit == "s" and cell.verdict is Word.FAILED and not _is_number(cell.observed):
         return "never"
     return words.quantity(cell.observed, cell.unit, cell.limit)
 

@@ -37,6 +37,7 @@ _NAMES = (10, 18)  # least and greatest width of its left-hand column
 _LABEL = 10  # left-hand column of the blocks below it
 # Spaces that must not end a line: before a number, between a number and its unit.
 _BOUND = re.compile(r"(?<=\w) (?=\d)|(?<=\d) (?=(?:%|ms|s|requests?)(?!\w))|(?<=requests,) ")
+_REASONS = 8  # more stand in verdict.json
 _UNFAIR_FACTOR, _UNFAIR_FAILURES = 1.25, 5  # a lucky draw among few failures accuses nobody
 
 _STYLE = {Word.SURVIVED: "green", Word.FAILED: "bold red", Word.INCONCLUSIVE: "bold yellow"}
@@ -87,7 +88,7 @@ class Report:
             yield Text()
             yield from self._fault(fault)
         yield from self._section("load", self._load(self.verdict.load))
-        yield from self._section("why", self._reasons())
+        yield from self._section("also", self._reasons())
         yield Text()
         yield from self._sentence()
         yield from self._next()
@@ -362,11 +363,12 @@ class Report:
     # ---------------------------------------------------------------- verdict
 
     def _reasons(self) -> Iterator[Text]:
-        reasons = self.verdict.reasons
-        alone = len(reasons) == 1 and sentence(self.record, self.verdict).endswith(reasons[0])
-        for reason in () if alone else reasons:
+        rest = self.verdict.reasons[1:]  # the first one is what the sentence below says
+        for reason in rest[:_REASONS]:
             for index, piece in enumerate(self._wrapped(reason, self.width - 4)):
                 yield Text(f"  {'-' if index == 0 else ' '} {piece}")
+        if len(rest) > _REASONS:
+            yield Text(f"  - and {len(rest) - _REASONS} more in verdict.json")
         for left in fields_of(self.record, "run_ended").get("unproven_heals") or ():
             by_hand = left.get("by_hand") if isinstance(left, dict) else None
             if by_hand:  # never wrapped: it is to be copied

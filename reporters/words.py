@@ -84,7 +84,7 @@ def quantity(value: Number, unit: str, beside: float | None = None) -> str:
 
 def interval(low: Number, high: Number, unit: str) -> str:
     """``99.63..99.77``, in the unit of the quantity beside it; empty if there is none."""
-    if low is None and high is None:
+    if (low is None and high is None) or (unit == "s" and low == high):
         return ""
     if unit == "share":
         return f"{_end(low, _percent)}..{_end(high, _percent)}"

@@ -173,8 +173,8 @@ def recovery(fault: str, **changes: Any) -> Cell:
         "limit": 6.0,
         "unit": "s",
         "observed": 0.0,
-        "low": None,
-        "high": None,
+        "low": 0.0,
+        "high": 0.0,
         "n": 712,
     }
     return cell("comes-back", f"recovery:{fault}", **{**back, **changes})
@@ -295,7 +295,7 @@ def failed() -> Verdict:
         "steady", observed="inf", low=1240.0, high="inf", observed_ok=152.7, bad=75, n=1214,
         verdict=Word.FAILED,
     )  # fmt: skip
-    back = recovery("gpu-loss", observed=None, verdict=Word.FAILED)
+    back = recovery("gpu-loss", observed="inf", high=None, low=None, verdict=Word.FAILED)
     kept = [c for c in cells() if c.name == "answers" or "slow" in c.window]
     fault = gpu_loss(
         absorbed_after_s=None,
@@ -312,7 +312,11 @@ def failed() -> Verdict:
     return verdict(
         verdict=Word.FAILED,
         exit_code=ExitCode.FAILED,
-        reasons=("degrade-not-die was broken for chat during fault:gpu-loss",),
+        reasons=(
+            "degrade-not-die broke for chat during fault:gpu-loss: success 61.11 %, limit 90 %",
+            "comes-back broke during recovery:gpu-loss: recovery inf, limit 6 s",
+            "fast-first-token broke for chat during steady: ttft.p95 inf, limit 800 ms",
+        ),
         objectives=(*kept[:2], broken, *kept[2:], back, slow),
         faults=(fault, slow_network()),
     )
@@ -334,7 +338,7 @@ def inconclusive() -> Verdict:
     return verdict(
         verdict=Word.INCONCLUSIVE,
         exit_code=ExitCode.INCONCLUSIVE,
-        reasons=(why,),
+        reasons=(why, f"comes-back is undecided during recovery:slow-network: {why}"),
         objectives=tuple(unsure),
         faults=(gpu_loss(), fault),
     )

@@ -103,7 +103,7 @@ def test_the_verdict_is_the_last_sentence_and_each_word_has_its_form():
 
 
 def test_a_recovery_that_never_came_is_said_so():
-    broken = fakes.recovery("gpu-loss", observed=None, verdict=Word.FAILED)
+    broken = fakes.recovery("gpu-loss", observed="inf", verdict=Word.FAILED)
     late = fakes.recovery("gpu-loss", observed=7.0, verdict=Word.FAILED)
 
     def verdict(one):
@@ -134,6 +134,15 @@ def test_a_stop_and_an_unproven_heal_speak_by_their_reason():
     assert "by hand: kill -CONT 4711\n" in report
     assert "NOT PROVEN: still 300 ms slow after 3 s" in report
     assert report.endswith("next: survive heal --check\n")
+
+
+def test_many_reasons_are_told_in_part():
+    reasons = tuple(f"reason {k}" for k in range(30))
+    verdict = replace(fakes.inconclusive(), reasons=reasons)
+    report = rendered(verdict=verdict)
+    assert report.count("reason ") == 9
+    assert "  - and 21 more in verdict.json\n" in report
+    assert "INCONCLUSIVE quickstart: reason 0\n" in report
 
 
 def test_failures_as_infinity_stand_beside_the_successes():
