@@ -6,6 +6,7 @@ against the proof.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -158,9 +159,7 @@ def _injection_proof(
     ]
     start_us = max(window.inject_us + GUARD_US, ended)
     until_us = min([window.heal_us, *heal_began])
-    during = [
-        e for e in after if e.text("stage") == "during" and start_us <= e.t_us <= until_us
-    ]
+    during = [e for e in after if e.text("stage") == "during" and start_us <= e.t_us <= until_us]
     return _held_proof(during, start_us, until_us), during
 
 
@@ -183,7 +182,7 @@ def _held_proof(during: list[Event], start_us: int, until_us: int) -> str:
     if unknown > _UNKNOWN_SHARE * len(during):
         return f"{unknown} of {len(during)} looks could not tell"
     times = [start_us, *sorted(event.t_us for event in during), until_us]
-    gap = max(after - before for before, after in zip(times, times[1:], strict=False))
+    gap = max(after - before for before, after in itertools.pairwise(times))
     if gap > max(_GAP_US, _UNKNOWN_SHARE * (until_us - start_us)):
         return f"nobody looked for {gap / SECOND:.1f} s of its time"
     return ""

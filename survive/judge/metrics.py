@@ -21,7 +21,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from survive.judge.statistics import rank_interval
 from survive.judge.verdict import Number
@@ -99,9 +98,9 @@ class Tally:
         length = len(self._windows.starts)
 
         def by_slice(values: I64) -> I64:
-            return np.bincount(
-                self._slice[rows], weights=values[rows], minlength=length
-            ).astype(np.int64)
+            return np.bincount(self._slice[rows], weights=values[rows], minlength=length).astype(
+                np.int64
+            )
 
         over = np.bincount(
             self._set_slice[sets], weights=self._over[sets], minlength=length
@@ -133,9 +132,7 @@ class Tally:
             return Judged(n, bad, undecided, 1 - bad / n, None, low, high)
         return self._percentile(window, n, bad, undecided, objective.percentile)
 
-    def _percentile(
-        self, window: str, n: int, bad: int, undecided: int, share: float
-    ) -> Judged:
+    def _percentile(self, window: str, n: int, bad: int, undecided: int, share: float) -> Judged:
         rows, sets = self._masks(window)
         values = self._table.dense(self._sets, sets)
         cumulative = np.cumsum(values)
@@ -192,6 +189,3 @@ class Tally:
             return heard + not_ok, not_ok - (-(over * heard) // gaps)
         missing = np.maximum(ok - measured, 0)
         return ok + not_ok, not_ok + over + missing
-
-
-Floats = npt.NDArray[np.float64]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from survive.errors import RecordError
 from survive.plan.model import GUARD_US, FaultWindow, Plan
 from survive.record.table import I64, phases_of, segments_of
+from survive.scenario.model import Metric, Objective
 
 Mask = npt.NDArray[np.bool_]
 
@@ -55,6 +56,15 @@ def groups(plan: Plan) -> tuple[Group, ...]:
         by_end.setdefault(fault.recovery_end_us, []).append(fault)
     found = [Group(tuple(sorted(f, key=lambda w: w.inject_us))) for f in by_end.values()]
     return tuple(sorted(found, key=lambda group: group.start_us))
+
+
+def windows_of(objective: Objective, plan: Plan) -> tuple[str, ...]:
+    """The windows that an objective is judged in, one cell each (and for each of its kinds)."""
+    if objective.metric is Metric.RECOVERY:
+        return tuple(f"recovery:{fault.fault}" for fault in plan.faults)
+    if objective.during == "each fault":
+        return tuple(f"fault:{fault.fault}" for fault in plan.faults)
+    return (objective.during,)
 
 
 class Windows:
@@ -103,31 +113,36 @@ class Windows:
     def mask(self, window: str, slices: I64, crossed: I64) -> Mask:
         """Which places belong to a window. RecordError if the plan has no such window."""
         kind, _, name = window.partition(":")
-        if window == "run":
-            warm = np.array([phase.warm_up for phase in self.plan.phases], dtype=np.bool_)
-            return ~warm[self.phase[slices]]
-        if window == "steady":
-            return self._steady[slices] & (crossed < 0)
-        if kind == "phase" and name in (names := [p.name for p in self.plan.phases]):
-            return self.phase[slices] == names.index(name)
         if kind == "fault" and name in self._under:
             return self._of_fault(name, slices, crossed)
         if kind == "recovery" and name in self._under:
             return self._of_recovery(name, slices, crossed)
-        raise RecordError(f"the plan of this run has no window {window!r}")
+        found: Mask | None = None
+        if window == "run":
+            warm = np.array([phase.warm_up for phase in self.plan.phases], dtype=np.bool_)
+            found = ~warm[self.phase[slices]]
+        elif window == "steady":
+            found = self._steady[slices] & (crossed < 0)
+        elif kind == "phase" and name in (names := [p.name for p in self.plan.phases]):
+            found = self.phase[slices] == names.index(name)
+        if found is None:
+            raise RecordError(f"the plan of this run has no window {window!r}")
+        return found
 
     def _of_fault(self, name: str, slices: I64, crossed: I64) -> Mask:
         """Begun under it, or begun under none and its inject was the first that it crossed."""
         mark = self.plan.marks.index(self.plan.fault(name).inject_us)
         came_in = ~self._any_under[slices] & (crossed == mark)
-        return ~self.transition[slices] & (self._under[name][slices] | came_in)
+        mine: Mask = ~self.transition[slices] & (self._under[name][slices] | came_in)
+        return mine
 
     def _of_recovery(self, name: str, slices: I64, crossed: I64) -> Mask:
         """After the last heal of its group. One-shots: the very same span as the fault."""
         if not self.plan.fault(name).held:
             return self._of_fault(name, slices, crossed)
         stays = (crossed < 0) | self._any_under[slices]  # one that met the next fault is its
-        return ~self.transition[slices] & self._recovering[name][slices] & stays
+        mine: Mask = ~self.transition[slices] & self._recovering[name][slices] & stays
+        return mine
 
     def slices_of(self, window: str) -> Mask:
         """The slices whose uncrossed requests belong to a window."""
