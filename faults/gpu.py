@@ -25,17 +25,25 @@ from survive.contracts import (
 from survive.transport import Broken, CallFailedError, Request, Response, read_all
 from survive.units import Factor
 
-ANSWER_S = 0.5          # of a one-token call
-STREAM_S = 0.8          # of a look at the step time; observe as a whole has 1 s
+ANSWER_S = 0.5  # of a one-token call
+STREAM_S = 0.8  # of a look at the step time; observe as a whole has 1 s
 TOKENS = 6
-_BUSY = {429, 503}      # refused for load: says nothing of the GPU
+_BUSY = {429, 503}  # refused for load: says nothing of the GPU
 
 
 def _chat(tokens: int, *, stream: bool) -> Request:
-    body = {"model": "probe", "max_tokens": tokens, "stream": stream,
-            "messages": [{"role": "user", "content": "ping"}]}
-    return Request("POST", "/v1/chat/completions", (("content-type", "application/json"),),
-                   json.dumps(body).encode())
+    body = {
+        "model": "probe",
+        "max_tokens": tokens,
+        "stream": stream,
+        "messages": [{"role": "user", "content": "ping"}],
+    }
+    return Request(
+        "POST",
+        "/v1/chat/completions",
+        (("content-type", "application/json"),),
+        json.dumps(body).encode(),
+    )
 
 
 async def _one_token(handle: GpuHandle) -> int | Broken:
@@ -43,7 +51,8 @@ async def _one_token(handle: GpuHandle) -> int | Broken:
     try:
         async with asyncio.timeout(ANSWER_S):
             answer = await handle.transport.call(
-                handle.spec.address, _chat(1, stream=False), timeout_s=ANSWER_S)
+                handle.spec.address, _chat(1, stream=False), timeout_s=ANSWER_S
+            )
             await read_all(answer)
     except TimeoutError:
         return Broken.TIMEOUT
@@ -82,9 +91,11 @@ class GpuLost:
     keeps_down: ClassVar[bool] = False
     certifies: ClassVar[str] = (
         "routing around a replica whose simulated GPU is lost: broken streams, fast errors, "
-        "an honest health route")
+        "an honest health route"
+    )
     does_not_certify: ClassVar[str] = (
-        "any real GPU, driver or Xid; a replica whose health route lies; node repair")
+        "any real GPU, driver or Xid; a replica whose health route lies; node repair"
+    )
     settings: ClassVar[type] = Settings
 
     def preflight(self, settings: Settings, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
@@ -136,9 +147,11 @@ class GpuThrottle:
     privileges: ClassVar[str] = ""
     keeps_down: ClassVar[bool] = False
     certifies: ClassVar[str] = (
-        "latency under a replica whose simulated GPU runs slower (heat, power, a noisy neighbour)")
+        "latency under a replica whose simulated GPU runs slower (heat, power, a noisy neighbour)"
+    )
     does_not_certify: ClassVar[str] = (
-        "any real GPU: no clocks, power limits or memory bandwidth are touched")
+        "any real GPU: no clocks, power limits or memory bandwidth are touched"
+    )
     settings: ClassVar[type] = Settings
 
     def preflight(self, settings: Settings, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
@@ -189,7 +202,8 @@ async def _mean_gap_us(handle: GpuHandle) -> float | None:
     try:
         async with asyncio.timeout(STREAM_S):
             answer = await handle.transport.call(
-                handle.spec.address, _chat(TOKENS, stream=True), timeout_s=STREAM_S)
+                handle.spec.address, _chat(TOKENS, stream=True), timeout_s=STREAM_S
+            )
             if answer.status != 200:
                 await answer.close()
                 raise CallFailedError(Broken.PROTOCOL, f"status {answer.status}")
@@ -224,4 +238,4 @@ def _content(line: bytes) -> str:
     try:
         return str(json.loads(data)["choices"][0]["delta"].get("content") or "")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return ""       # a role, a usage or a foreign event: no content
+        return ""  # a role, a usage or a foreign event: no content

@@ -17,7 +17,7 @@ from survive.contracts import (
 )
 from survive.transport import Broken, CallFailedError, Request, read_all
 
-ANSWER_S = 0.25     # a health probe that takes longer is no answer
+ANSWER_S = 0.25  # a health probe that takes longer is no answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ async def _probe(handle: ReplicaHandle) -> int | Broken:
     spec = handle.spec
     try:
         answer = await handle.transport.call(
-            spec.address, Request("GET", spec.probe_path), timeout_s=ANSWER_S)
+            spec.address, Request("GET", spec.probe_path), timeout_s=ANSWER_S
+        )
         await answer.close()
     except CallFailedError as error:
         return error.how
@@ -49,7 +50,8 @@ async def _healthy(handle: ReplicaHandle) -> bool:
     spec = handle.spec
     try:
         answer = await handle.transport.call(
-            spec.address, Request("GET", spec.probe_path), timeout_s=2 * ANSWER_S)
+            spec.address, Request("GET", spec.probe_path), timeout_s=2 * ANSWER_S
+        )
         await read_all(answer)
     except CallFailedError:
         return False
@@ -67,9 +69,11 @@ class NodeKill:
     privileges: ClassVar[str] = ""
     keeps_down: ClassVar[bool] = False
     certifies: ClassVar[str] = (
-        "requests survive the sudden death of a replica's process, and its restart")
+        "requests survive the sudden death of a replica's process, and its restart"
+    )
     does_not_certify: ClassVar[str] = (
-        "the loss of a whole machine, of its disk or of its network; a crash that corrupts data")
+        "the loss of a whole machine, of its disk or of its network; a crash that corrupts data"
+    )
     settings: ClassVar[type] = NoSettings
 
     def preflight(self, settings: NoSettings, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
@@ -109,10 +113,12 @@ class NodePause:
     keeps_down: ClassVar[bool] = False
     certifies: ClassVar[str] = (
         "requests survive a replica that hangs with its ports open (deadlock, long collection, "
-        "stuck driver), and its sudden return with all that it had queued")
+        "stuck driver), and its sudden return with all that it had queued"
+    )
     does_not_certify: ClassVar[str] = (
         "a lost machine or network: peers still get TCP acknowledgements, and the kernel still "
-        "accepts connections until the backlog is full")
+        "accepts connections until the backlog is full"
+    )
     settings: ClassVar[type] = NoSettings
 
     def preflight(self, settings: NoSettings, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
@@ -160,10 +166,12 @@ class NodeDown:
     privileges: ClassVar[str] = ""
     keeps_down: ClassVar[bool] = True
     certifies: ClassVar[str] = (
-        "requests survive a replica that is gone for a time, and its cold return")
+        "requests survive a replica that is gone for a time, and its cold return"
+    )
     does_not_certify: ClassVar[str] = (
         "an unreachable host: a dead process refuses connections at once, a dead host swallows "
-        "them; the restart is the test stack's supervisor's, not an orchestrator's")
+        "them; the restart is the test stack's supervisor's, not an orchestrator's"
+    )
     settings: ClassVar[type] = NoSettings
 
     def preflight(self, settings: NoSettings, victims: Sequence[HandleSpec]) -> list[HandleSpec]:

@@ -66,7 +66,7 @@ class Worker:
                 self._faults[kind] = self._catalog.fault(kind)
             except SurviveError:
                 raise
-            except Exception as error:      # a team's file that cannot even be executed
+            except Exception as error:  # a team's file that cannot even be executed
                 raise FaultFailedError(f"{kind} cannot be loaded: {error}") from error
         return self._faults[kind]
 
@@ -83,7 +83,8 @@ async def main(start: str, plugins: str) -> None:
     os.dup2(2, 1)
     lines = asyncio.StreamReader(limit=_LONGEST_LINE)
     await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(os.dup(0), "rb", 0))
+        lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(os.dup(0), "rb", 0)
+    )
     catalog = Catalog(Path(start) if start else None, plugins == "plugins")
     await Worker(catalog, SocketTransport(), out).serve(lines)
 

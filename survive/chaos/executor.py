@@ -30,7 +30,7 @@ INJECT_S = 2.0
 HEAL_S = 3.0
 OBSERVE_S = 1.0
 _LIMITS_S = {"inject": INJECT_S, "heal": HEAL_S, "observe": OBSERVE_S, "round_trip": OBSERVE_S}
-START_S = 5.0               # a loaded machine; 60 ms is usual
+START_S = 5.0  # a loaded machine; 60 ms is usual
 _LONGEST_LINE = 1 << 20
 
 
@@ -68,9 +68,11 @@ async def perform(
     """
     try:
         if verb == "inject":
-            return await fault.inject(injection, handle)
+            await fault.inject(injection, handle)
+            return None
         if verb == "heal":
-            return await fault.heal(injection, handle)
+            await fault.heal(injection, handle)
+            return None
         if verb == "round_trip":
             return await fault.round_trip(injection, handle)
         return await fault.observe(injection, handle, before)
@@ -82,7 +84,8 @@ async def perform(
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise FaultFailedError(
             f"a bug in {injection.kind}: {type(error).__name__}: {error} "
-            f"({Path(place.filename).name}:{place.lineno})") from error
+            f"({Path(place.filename).name}:{place.lineno})"
+        ) from error
 
 
 class _Verbs:
@@ -116,7 +119,7 @@ class _Verbs:
         try:
             return await self._run("round_trip", injection, None) is True
         except FaultFailedError:
-            return False    # no positive answer: that is all the question was
+            return False  # no positive answer: that is all the question was
 
 
 class InLoopExecutor(_Verbs):
@@ -161,8 +164,13 @@ class InLoopExecutor(_Verbs):
 class Child:
     """One child process that runs verbs of one injection, several at a time."""
 
-    def __init__(self, process: subprocess.Popen[bytes], writer: asyncio.WriteTransport,
-                 reader: asyncio.ReadTransport, lines: asyncio.StreamReader) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        writer: asyncio.WriteTransport,
+        reader: asyncio.ReadTransport,
+        lines: asyncio.StreamReader,
+    ) -> None:
         self.process = process
         self.start_time = processes.start_time(process.pid)
         self.ready = asyncio.Event()
@@ -179,8 +187,9 @@ class Child:
         ours_in, theirs_out = os.pipe()
         try:
             with log.open("ab") as stderr:
-                process = processes.spawn(argv, env=env, run_id=run_id, stdin=theirs_in,
-                                          stdout=theirs_out, stderr=stderr)
+                process = processes.spawn(
+                    argv, env=env, run_id=run_id, stdin=theirs_in, stdout=theirs_out, stderr=stderr
+                )
         except BaseException:
             os.close(ours_in)
             os.close(ours_out)
@@ -190,7 +199,8 @@ class Child:
             os.close(theirs_out)
         lines = asyncio.StreamReader(limit=_LONGEST_LINE)
         reader, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(ours_in, "rb", 0))
+            lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(ours_in, "rb", 0)
+        )
         writer, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(ours_out, "wb"))
         return cls(process, writer, reader, lines)
 
@@ -247,7 +257,7 @@ class Child:
         self._pump.cancel()
         await asyncio.gather(self._pump, return_exceptions=True)
         self._fail(self._epitaph())
-        for _ in range(200):        # a SIGKILL takes effect within microseconds
+        for _ in range(200):  # a SIGKILL takes effect within microseconds
             if self.process.poll() is not None:
                 return
             await asyncio.sleep(0.005)
@@ -257,8 +267,13 @@ class ChildExecutor(_Verbs):
     """The real host: one child process per injection, ``python -m survive.chaos.child``."""
 
     def __init__(self, catalog: Catalog, run_id: str, env: Mapping[str, str], logs: Path) -> None:
-        self._argv = [sys.executable, "-m", "survive.chaos.child", str(catalog.start or ""),
-                      "plugins" if catalog.plugins else "built-ins"]
+        self._argv = [
+            sys.executable,
+            "-m",
+            "survive.chaos.child",
+            str(catalog.start or ""),
+            "plugins" if catalog.plugins else "built-ins",
+        ]
         self._run_id = run_id
         self._env = env
         self._logs = logs
@@ -317,7 +332,7 @@ class ChildExecutor(_Verbs):
             await self._drop(injection.id)
             raise FaultFailedError(f"{verb} was not done within {limit_s:g} s") from error
         except asyncio.CancelledError:
-            if verb in {"inject", "heal"}:      # half a deed must not go on by itself
+            if verb in {"inject", "heal"}:  # half a deed must not go on by itself
                 await self._drop(injection.id)
             raise
         _raise_if_failed(answer)
@@ -356,5 +371,3 @@ def _answered(verb: str, result: Any) -> Observation | bool | None:
 def _raise_if_failed(answer: Mapping[str, Any]) -> None:
     if "failed" in answer:
         raise FaultFailedError(str(answer["failed"]))
-
-

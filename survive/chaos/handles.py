@@ -65,14 +65,16 @@ class SimulatedGpu:
         request = Request("POST", "/admin/gpu", headers, json.dumps(state).encode())
         try:
             answer = await self.transport.call(
-                self.spec.address, request, timeout_s=ADMIN_TIMEOUT_S)
+                self.spec.address, request, timeout_s=ADMIN_TIMEOUT_S
+            )
             body = await read_all(answer)
         except CallFailedError as error:
             raise FaultFailedError(f"admin route of {self.spec.replica_id}: {error}") from error
         if answer.status != 200:
             said = body[:200].decode(errors="replace")
-            raise FaultFailedError(f"admin route of {self.spec.replica_id}: "
-                                   f"status {answer.status} {said}")
+            raise FaultFailedError(
+                f"admin route of {self.spec.replica_id}: status {answer.status} {said}"
+            )
 
 
 def open_handle(spec: HandleSpec, needs: Needs, clock: Clock, transport: Transport) -> Handle:
@@ -80,7 +82,7 @@ def open_handle(spec: HandleSpec, needs: Needs, clock: Clock, transport: Transpo
     if needs is Needs.GPU:
         return SimulatedGpu(spec, clock, transport)
     if needs is Needs.LINK:
-        from survive.chaos.toxiproxy import ProxyLink   # its library is slow to import
+        from survive.chaos.toxiproxy import ProxyLink  # its library is slow to import
 
         return ProxyLink(spec, clock, transport)
     return ProcessReplica(spec, clock, transport)
@@ -118,6 +120,8 @@ def by_hand(injection: Injection) -> str:
         return f"curl -sS -X POST http://{spec.proxy}/reset"
     if spec.token and injection.kind.startswith("gpu."):
         body = shlex.quote('{"lost": false, "slow_down": 1}')
-        return (f"curl -sS -X POST -H 'x-gpu-token: {spec.token}' -d {body} "
-                f"http://{spec.address}/admin/gpu")
+        return (
+            f"curl -sS -X POST -H 'x-gpu-token: {spec.token}' -d {body} "
+            f"http://{spec.address}/admin/gpu"
+        )
     return f"kill -CONT -- -{spec.pid}" if spec.pid else ""

@@ -7,7 +7,8 @@ processes and mend its faults; ``survive heal`` needs nothing else.
 ==========  ==================================================================================
 entry       fields
 ==========  ==================================================================================
-run         run, target, boot, survive [pid, start time], agent [pid, start time]
+run         run, target, boot, survive [pid, start time], agent [pid, start time],
+            start (where a team's own faults are looked up; "" = built-ins)
 process     name, pid, start_time      (a process that must not outlive the run)
 inject      injection                  (as Injection.to_json)
 healed      id, proven, rung
@@ -70,11 +71,10 @@ class Owner:
     agent: Named
 
     @classmethod
-    def here(cls, survive_pid: int | None = None) -> Owner:
-        """This process as the agent; ``survive_pid`` None = it is both."""
+    def here(cls, survive: Named | None = None) -> Owner:
+        """This process as the agent of ``survive``; None = it is both."""
         me = Named.of(os.getpid())
-        survive = me if survive_pid is None else Named.of(survive_pid)
-        return cls(processes.boot_id(), survive, me)
+        return cls(processes.boot_id(), survive or me, me)
 
     def this_boot(self) -> bool:
         """Pids mean something only on the boot that gave them."""
@@ -100,6 +100,7 @@ class Story:
     run: str = ""
     target: str = ""
     owner: Owner | None = None
+    start: str = ""
     processes: list[tuple[str, Named]] = field(default_factory=list)
     injections: dict[str, Injection] = field(default_factory=dict)
     healed: dict[str, Healed] = field(default_factory=dict)
@@ -121,6 +122,7 @@ class Ledger:
 
     def __init__(self, path: Path, lock: int | None = None) -> None:
         self.path = path
+        self.started: list[tuple[str, Named]] = []
         self._lock = lock
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -129,7 +131,9 @@ class Ledger:
             raise _unwritable(path, error) from error
 
     @classmethod
-    def create(cls, run_id: str, target: str, owner: Owner | None = None) -> Ledger:
+    def create(
+        cls, run_id: str, target: str, owner: Owner | None = None, start: Path | None = None
+    ) -> Ledger:
         """A new ledger with its ``run`` entry, under the lock of the target.
 
         Raises RefusedError if another run holds the target or the id is no plain name, LedgerError
@@ -147,13 +151,13 @@ class Ledger:
             raise _unwritable(folder, error) from error
         try:
             ledger = cls(folder / LEDGER, lock)
-            ledger._announce(run_id, target, owner or Owner.here())
+            ledger._announce(run_id, target, owner or Owner.here(), start)
         except LedgerError:
             os.close(lock)
             raise
         return ledger
 
-    def _announce(self, run_id: str, target: str, owner: Owner) -> None:
+    def _announce(self, run_id: str, target: str, owner: Owner, start: Path | None) -> None:
         self._append(
             [
                 {
@@ -163,6 +167,7 @@ class Ledger:
                     "boot": owner.boot_id,
                     "survive": [owner.survive.pid, owner.survive.start_time],
                     "agent": [owner.agent.pid, owner.agent.start_time],
+                    "start": str(start or ""),
                 }
             ]
         )
@@ -170,6 +175,7 @@ class Ledger:
 
     def process(self, name: str, pid: int, start_time: int) -> None:
         """A process was started. Raises LedgerError."""
+        self.started.append((name, Named(pid, start_time)))
         self._append([{"entry": "process", "name": name, "pid": pid, "start_time": start_time}])
 
     def inject(self, injections: Sequence[Injection]) -> None:
@@ -245,6 +251,7 @@ def _tell(story: Story, line: bytes) -> bool:
 def _run(story: Story, entry: Mapping[str, Any]) -> None:
     owner = Owner(str(entry["boot"]), Named(*entry["survive"]), Named(*entry["agent"]))
     story.run, story.target, story.owner = str(entry["run"]), str(entry["target"]), owner
+    story.start = str(entry.get("start", ""))
 
 
 def _process(story: Story, entry: Mapping[str, Any]) -> None:

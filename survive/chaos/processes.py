@@ -68,6 +68,12 @@ def start_time(pid: int) -> int:
     return int(fields[19]) if fields else 0
 
 
+def session(pid: int) -> int:
+    """Id of the session that it belongs to; 0 if it is gone."""
+    fields = _stat(pid)
+    return int(fields[3]) if fields else 0
+
+
 def state(pid: int, started: int) -> str:
     """``R S D T t Z X ...`` of exactly that process; "" if it is gone or the pid is another's."""
     fields = _stat(pid)

@@ -1,0 +1,471 @@
+"""The chaos agent: ledger, then inject, then observe; heal, then observe. On both hosts the same.
+
+It believes nobody: not the fault that reports success (it is observed from outside), not the heal
+that reports success (the ladder goes on until the fault is seen to be gone).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import statistics
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from survive.catalog import Catalog
+from survive.chaos import processes
+from survive.chaos.executor import Executor
+from survive.chaos.handles import by_hand
+from survive.chaos.ledger import Ledger, LedgerError
+from survive.chaos.ports import Emit
+from survive.clock import Clock, seeded, sleep_us
+from survive.contracts import (
+    Active,
+    Fault,
+    FaultFailedError,
+    HandleSpec,
+    Injection,
+    Needs,
+    Observation,
+)
+from survive.errors import HarnessError, RefusedError
+from survive.host.driver import Driver
+from survive.scenario.model import FaultPlan
+from survive.scenario.settings import parse_settings
+from survive.units import MS, SECOND, UnitError
+
+BASELINE_LOOKS = 3
+LOOK_EVERY_US = 250 * MS
+PROOF_EVERY_US = 100 * MS
+HEAL_WITHIN_US = 3 * SECOND  # DESIGN §7, exit 5
+START_WITHIN_US = 10 * SECOND  # of a service that a heal has to start, unless it says itself
+STOPPING_START_US = 4 * SECOND  # the same while the run is stopped: 5 s from SIGINT to the end
+STOPPING_RUNG_US = 300 * MS  # a later rung while the run is stopped
+ONE_SHOT_WITHIN_US = 3 * SECOND  # a one-shot that was not seen by then did not happen
+RUNG_S = 3.0
+
+
+class Rung(StrEnum):
+    """The heal ladder, gentlest first."""
+
+    UNDO = "undo"  # the fault's own heal
+    DISABLE = "disable"  # by the kind of handle, without the fault
+    KILL = "kill"  # of the thing that carries the effect, which is ours
+
+
+@dataclass(slots=True)
+class _Hit:
+    """One injection, and what is known of it."""
+
+    injection: Injection
+    before: float | None = None
+    looking: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class _Life:
+    """One fault from prepare to heal."""
+
+    plan: FaultPlan
+    fault: Fault
+    hits: list[_Hit]
+    injecting: asyncio.Task[None] | None = None
+    healing: asyncio.Task[None] | None = None
+
+
+class Agent:
+    """See survive.chaos.ports.AgentPort. ``seed`` chooses the victims.
+
+    ``start_within_us``: how long each service may take to start (its ``health.within``); bounds
+    the heal of a fault that kept one down. ``sweep`` ends what else the run started, after the
+    target, and tells whether nothing is left.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        catalog: Catalog,
+        ledger: Ledger,
+        driver: Driver,
+        executor: Executor,
+        clock: Clock,
+        emit: Emit,
+        *,
+        seed: int = 0,
+        start_within_us: Mapping[str, int] | None = None,
+        sweep: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        self._run_id = run_id
+        self._catalog = catalog
+        self._ledger = ledger
+        self._driver = driver
+        self._executor = executor
+        self._clock = clock
+        self._emit = emit
+        self._seed = seed
+        self._start_within_us = dict(start_within_us or {})
+        self._sweep = sweep
+        self._faults: dict[str, Fault] = {}
+        self._lives: dict[str, _Life] = {}
+        self._unproven: list[dict[str, Any]] = []
+        self._stopping: asyncio.Task[list[dict[str, Any]]] | None = None
+
+    # -------------------------------------------------------------------- target and helpers
+
+    async def start_target(self) -> str:
+        """See AgentPort."""
+        await self._driver.start()
+        return self._driver.entry()
+
+    async def spawn(self, name: str, argv: list[str], fds: list[int]) -> int:
+        """Only the real host has processes; its agent process overrides this."""
+        raise HarnessError(f"this host starts no process {name!r}")
+
+    async def usage(self) -> dict[str, float]:
+        """See AgentPort."""
+        return {"target": self._driver.cpu_s(), "chaos": self._executor.cpu_s()}
+
+    # -------------------------------------------------------------------- before
+
+    async def preflight(self, fault: FaultPlan) -> int:
+        """See AgentPort. Raises RefusedError, UsageError for an unknown kind."""
+        return len(self._resolve(fault))
+
+    def _fault(self, kind: str) -> Fault:
+        if kind not in self._faults:
+            self._faults[kind] = self._catalog.fault(kind)
+        return self._faults[kind]
+
+    def _resolve(self, plan: FaultPlan) -> list[Injection]:
+        """What will be hit. Changes nothing."""
+        fault = self._fault(plan.kind)
+        try:
+            settings = parse_settings(fault.settings, plan.settings)
+        except (UnitError, ValueError) as error:
+            raise RefusedError(f"fault {plan.name!r}: {error}") from error
+        chosen = fault.preflight(settings, self._candidates(plan, fault))
+        if not chosen:
+            where = plan.link or plan.service
+            raise RefusedError(
+                f"fault {plan.name!r} ({plan.kind}) matches nothing of {where!r} here",
+                hint="a fault that hits nothing would prove nothing",
+            )
+        return [
+            Injection(
+                f"{plan.name}#{number}",
+                plan.name,
+                plan.kind,
+                dict(plan.settings),
+                victim,
+                plan.at_us,
+                plan.until_us,
+            )
+            for number, victim in enumerate(chosen, 1)
+        ]
+
+    def _candidates(self, plan: FaultPlan, fault: Fault) -> list[HandleSpec]:
+        """Every listener of a link; of replicas as many as asked, drawn by the seed."""
+        if fault.needs is Needs.LINK:
+            return self._driver.listeners(plan.link)
+        replicas = sorted(self._driver.replicas(plan.service), key=lambda spec: spec.replica)
+        seeded(self._seed, plan.name).shuffle(replicas)
+        return sorted(replicas[: plan.count], key=lambda spec: spec.replica)
+
+    async def prepare(self, fault: FaultPlan) -> None:
+        """See AgentPort. Looks that do not say *no* are evidence for the judge, not an error."""
+        life = _Life(fault, self._fault(fault.kind), [_Hit(i) for i in self._resolve(fault)])
+        self._lives[fault.name] = life
+        await asyncio.gather(*(self._baseline(hit) for hit in life.hits))
+
+    async def _baseline(self, hit: _Hit) -> None:
+        try:
+            await self._executor.prepare(hit.injection)
+        except FaultFailedError as error:
+            self._show(hit, "before", Observation(Active.UNKNOWN, str(error)))
+            return
+        looks = [await self._look(hit, "before") for _ in range(BASELINE_LOOKS)]
+        values = [look.value for look in looks if look.value is not None]
+        hit.before = statistics.median(values) if values else None
+
+    async def _look(self, hit: _Hit, stage: str) -> Observation:
+        seen = await self._executor.observe(hit.injection, hit.before)
+        self._show(hit, stage, seen)
+        return seen
+
+    def _show(self, hit: _Hit, stage: str, seen: Observation) -> None:
+        self._tell(
+            "fault_observed",
+            hit,
+            stage=stage,
+            active=str(seen.active),
+            evidence=seen.evidence,
+            value=seen.value,
+        )
+
+    def _tell(self, name: str, hit: _Hit, **fields: Any) -> None:
+        self._emit(name, {"fault": hit.injection.fault, "injection": hit.injection.id, **fields})
+
+    # -------------------------------------------------------------------- inject
+
+    async def inject(self, name: str) -> None:
+        """See AgentPort. Raises LedgerError, and then nothing was done."""
+        life = self._lives[name]
+        if self._stopping is not None or life.injecting is not None:
+            return
+        life.injecting = asyncio.create_task(self._inject(life))
+        await _outcome(life.injecting)
+
+    async def _inject(self, life: _Life) -> None:
+        for hit in life.hits:
+            hit.injection = hit.injection.aimed_at(self._now(life, hit.injection.handle))
+        self._ledger.inject([hit.injection for hit in life.hits])
+        if life.fault.keeps_down:
+            for hit in life.hits:
+                self._driver.hold(hit.injection.handle)
+        await asyncio.gather(*(self._inject_one(hit) for hit in life.hits))
+        for hit in life.hits:
+            hit.looking = asyncio.create_task(self._watch(life, hit))
+
+    def _now(self, life: _Life, spec: HandleSpec) -> HandleSpec:
+        """The same thing as it is now: a replica may have restarted since it was chosen."""
+        known = (
+            self._driver.listeners(life.plan.link)
+            if life.fault.needs is Needs.LINK
+            else self._driver.replicas(life.plan.service)
+        )
+        return next((now for now in known if now.replica == spec.replica), spec)
+
+    async def _inject_one(self, hit: _Hit) -> None:
+        began_us, error = self._clock.now_us(), None
+        spec = hit.injection.handle
+        try:
+            await self._executor.inject(hit.injection)
+        except FaultFailedError as failed:
+            error = str(failed)
+        except asyncio.CancelledError:
+            error = "cut short by its heal"
+            raise
+        finally:
+            target = f"{spec.link} #{spec.replica}" if spec.link else spec.replica_id
+            self._tell(
+                "fault_injected",
+                hit,
+                planned_us=hit.injection.at_us,
+                began_us=began_us,
+                ended_us=self._clock.now_us(),
+                error=error,
+                target=target,
+            )
+
+    async def _watch(self, life: _Life, hit: _Hit) -> None:
+        """Look four times a second until healed; at a one-shot until it was seen, or 3 s."""
+        give_up_us = self._clock.now_us() + ONE_SHOT_WITHIN_US
+        while life.fault.held or self._clock.now_us() < give_up_us:
+            next_us = self._clock.now_us() + LOOK_EVERY_US
+            seen = await self._look(hit, "during")
+            if not life.fault.held and seen.active is Active.YES:
+                return
+            await self._clock.sleep_until(next_us)
+
+    # -------------------------------------------------------------------- heal
+
+    async def heal(self, name: str) -> None:
+        """See AgentPort. Of a fault that was never begun: nothing to do. Idempotent."""
+        life = self._lives.get(name)
+        if life is None or life.injecting is None:
+            return
+        if life.healing is None:
+            life.healing = asyncio.create_task(self._heal(life))
+        await _outcome(life.healing)
+
+    async def _heal(self, life: _Life) -> None:
+        looking = [hit.looking for hit in life.hits if hit.looking is not None]
+        await _cancelled([life.injecting] if life.injecting else [])
+        broken = await _cancelled(looking)
+        if life.fault.held:
+            await asyncio.gather(*(self._heal_one(life, hit) for hit in life.hits))
+        for error in broken:  # a bug of ours; it waits until the fault is off
+            raise error
+
+    async def _heal_one(self, life: _Life, hit: _Hit) -> None:
+        """Up the ladder until it is seen to be gone."""
+        began_us = self._clock.now_us()
+        gone, evidence, rung = False, "", Rung.UNDO
+        for rung in Rung:
+            await self._mend(life, hit, rung)
+            counted_us = began_us if rung is Rung.UNDO else self._clock.now_us()
+            gone, evidence = await self._proof(life, hit, rung, counted_us)
+            if gone:
+                break
+        took_us = self._clock.now_us() - began_us
+        own = gone and rung is Rung.UNDO and took_us <= self._within_us(life, hit, rung)
+        self._note_healed(hit, gone, rung)
+        line = "" if gone else by_hand(hit.injection)
+        self._tell(
+            "heal_proven", hit, proven=gone, by_own_heal=own, evidence=evidence, by_hand=line
+        )
+        if not own:
+            self._unproven.append(
+                {
+                    "fault": hit.injection.fault,
+                    "injection": hit.injection.id,
+                    "by_hand": line,
+                    "why": _why(gone, rung, took_us, evidence),
+                }
+            )
+
+    def _within_us(self, life: _Life, hit: _Hit, rung: Rung) -> int:
+        """A fault that kept a service down is healed when that has started again.
+
+        While the run is being stopped the target ends next, so nobody waits long for it.
+        """
+        if self._stopping is not None and rung is not Rung.UNDO:
+            return STOPPING_RUNG_US
+        if not life.fault.keeps_down or rung is not Rung.UNDO:
+            return HEAL_WITHIN_US
+        if self._stopping is not None:
+            return STOPPING_START_US
+        service = hit.injection.handle.service
+        return max(HEAL_WITHIN_US, self._start_within_us.get(service, START_WITHIN_US))
+
+    async def _mend(self, life: _Life, hit: _Hit, rung: Rung) -> None:
+        began_us, error = self._clock.now_us(), None
+        try:
+            async with asyncio.timeout(RUNG_S + 0.5):  # the executor has its own 3 s
+                await self._step(life, hit, rung)
+        except (FaultFailedError, OSError) as failed:
+            error = str(failed) or type(failed).__name__
+        if life.fault.keeps_down:
+            self._driver.release(self._now(life, hit.injection.handle))
+        self._tell(
+            "fault_healed",
+            hit,
+            planned_us=hit.injection.until_us,
+            began_us=began_us,
+            ended_us=self._clock.now_us(),
+            rung=str(rung),
+            error=error,
+        )
+
+    async def _step(self, life: _Life, hit: _Hit, rung: Rung) -> None:
+        """One rung, bounded by the caller. Raises FaultFailedError."""
+        spec, needs = hit.injection.handle, life.fault.needs
+        if rung is Rung.UNDO:
+            await self._executor.heal(hit.injection)
+        elif rung is Rung.DISABLE:
+            await disable(self._driver, hit.injection, needs)
+        elif needs is Needs.LINK:
+            self._kill_proxies()
+        else:
+            replica: Any = self._driver.open(self._now(life, spec), Needs.REPLICA)
+            await replica.kill()
+
+    def _kill_proxies(self) -> None:
+        """The last resort for a link: its traffic ends with the fault."""
+        for name, process in self._ledger.started:
+            if name == "fault proxy":
+                processes.send(process.pid, process.start_time, signal.SIGKILL)
+
+    async def _proof(self, life: _Life, hit: _Hit, rung: Rung, began_us: int) -> tuple[bool, str]:
+        """Seen to be gone, with a positive round trip, in time; and the last evidence."""
+        while True:
+            seen = await self._look(hit, "after")
+            if seen.active is Active.NO and await self._executor.round_trip(hit.injection):
+                return True, seen.evidence
+            if self._clock.now_us() - began_us >= self._within_us(life, hit, rung):
+                no_answer = "; no round trip" if seen.active is Active.NO else ""
+                return False, seen.evidence + no_answer
+            await sleep_us(self._clock, PROOF_EVERY_US)
+
+    def _note_healed(self, hit: _Hit, proven: bool, rung: Rung) -> None:
+        """For whoever reads the ledger later: without it they heal once more, which is harmless."""
+        try:
+            self._ledger.healed(hit.injection.id, proven=proven, rung=str(rung))
+        except LedgerError:
+            pass  # a full disk must not stop a heal; healing twice is legal
+
+    # -------------------------------------------------------------------- the end
+
+    async def stop(self) -> list[dict[str, Any]]:
+        """See AgentPort."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop())
+        return await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> list[dict[str, Any]]:
+        """Everything is ended whatever goes wrong on the way; the first error is raised last."""
+        heals = (self.heal(name) for name in self._lives)
+        errors = _errors(await asyncio.gather(*heals, return_exceptions=True))
+        swept = True
+        for step in (self._executor.close, self._driver.stop):
+            errors += _errors([*await asyncio.gather(step(), return_exceptions=True)])
+        if self._sweep is not None:
+            swept = await self._sweep()
+        self._explain_the_gone()
+        by_hand_left = any(entry["by_hand"] for entry in self._unproven)
+        try:
+            self._ledger.ended(clean=swept and not errors and not by_hand_left)
+        except LedgerError as error:
+            errors.append(error)
+        self._ledger.close()
+        for failure in errors:
+            raise failure
+        return list(self._unproven)
+
+    def _explain_the_gone(self) -> None:
+        """What went with the target needs no hand any more, yet its heal stays unproven."""
+        hits = {hit.injection.id: hit for life in self._lives.values() for hit in life.hits}
+        for entry in self._unproven:
+            spec = hits[entry["injection"]].injection.handle
+            if entry["by_hand"] and spec.pid and not processes.exists(spec.pid, spec.start_time):
+                entry.update(by_hand="", why=entry["why"] + "; went with the target")
+
+
+async def disable(driver: Driver, injection: Injection, needs: Needs) -> None:
+    """The ladder's second rung: undo by the kind of handle. Raises FaultFailedError."""
+    spec = injection.handle
+    handle: Any = driver.open(spec, needs)
+    if needs is Needs.GPU:
+        await handle.set_state(lost=False, slow_down=1.0)
+    elif needs is Needs.REPLICA:
+        await handle.resume()
+    elif spec.driver == "virtual":
+        await handle.remove(f"sv-{injection.id}")
+        await handle.enable(True)
+    else:
+        from survive.chaos.toxiproxy import reset_proxy  # its library is slow to import
+
+        await reset_proxy(spec.proxy, spec.proxy_name)
+
+
+async def _outcome(task: asyncio.Task[None]) -> None:
+    """Wait for a task that others wait for too; cancelled by someone else = it is over."""
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()
+
+
+async def _cancelled(tasks: list[asyncio.Task[None]]) -> list[BaseException]:
+    """End tasks that may still run; what those raised that had ended before."""
+    for task in tasks:
+        task.cancel()
+    return _errors(await asyncio.gather(*tasks, return_exceptions=True))
+
+
+def _errors(results: list[Any]) -> list[BaseException]:
+    return [
+        result
+        for result in results
+        if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError)
+    ]
+
+
+def _why(gone: bool, rung: Rung, took_us: int, evidence: str) -> str:
+    """Why a heal is not proven by itself."""
+    if not gone:
+        return f"still there after every rung of the heal ladder: {evidence}"
+    if rung is Rung.UNDO:
+        return f"gone only {took_us / SECOND:.1f} s after its heal began"
+    return f"its own heal did not end it; the rung {str(rung)!r} did"

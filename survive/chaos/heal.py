@@ -1,0 +1,308 @@
+"""Ends what a run left behind, from its ledger alone: processes, then faults, then the last word.
+
+For runs whose owners are gone (``survive heal``), for survive when its agent died, and for the
+agent itself when survive died: the same code, so that it is always the tested one. Everything that
+carries a fault today is a process that the run started (a replica, the fault proxy); ending it ends
+the fault. A fault whose carrier is not ours is undone by its own heal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from survive.catalog import Catalog, nearest
+from survive.chaos import processes
+from survive.chaos.executor import HEAL_S, OBSERVE_S, perform
+from survive.chaos.handles import by_hand, open_handle
+from survive.chaos.ledger import LEDGER, Ledger, LedgerError, Named, Story, folders
+from survive.clock import LoopClock
+from survive.contracts import Active, FaultFailedError, Injection, Observation
+from survive.errors import RefusedError, SurviveError, UsageError
+from survive.transport import Transport
+
+KILL_WITHIN_S = 2.0
+_POLL_S = 0.01
+PROXY = "fault proxy"  # the ledger's name for the process that carries faults on links
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that a run left, and what became of it."""
+
+    run: str
+    what: str  # "inference-1 (pid 4711, paused)", "network.latency on gateway -> x #1"
+    gone: bool  # by now
+    done: str  # "killed", "healed", "left", ...
+    fault: str = ""  # of injections: the scenario's name, and the injection's id
+    injection: str = ""
+    by_hand: str = ""  # the shell line that remains to be typed
+
+    def line(self) -> str:
+        """For people."""
+        line = f"{self.run}: {self.what}: {self.done}"
+        return line if self.gone or not self.by_hand else f"{line}; by hand: {self.by_hand}"
+
+
+@dataclass(frozen=True, slots=True)
+class HealResult:
+    """What ``heal`` saw and did."""
+
+    findings: tuple[Finding, ...]
+    running: tuple[str, ...]  # runs whose owner lives; untouched
+
+    @property
+    def clean(self) -> bool:
+        """Nothing is left of any run whose owner is gone."""
+        return all(finding.gone for finding in self.findings)
+
+    def lines(self) -> list[str]:
+        """For people; never empty."""
+        lines = [finding.line() for finding in self.findings]
+        lines += [f"{run}: still running, untouched" for run in self.running]
+        left = sum(not finding.gone for finding in self.findings)
+        return [*lines, "clean: nothing is left" if not left else f"{left} left"]
+
+
+def heal_leftovers(
+    *, run: str | None = None, force: bool = False, check: bool = False
+) -> HealResult:
+    """Mend the host from every ledger; ``check`` = change nothing, list what is left.
+
+    Touches only runs whose owners (survive and agent) are gone; ``run`` with ``force`` ends the
+    agent of that run first. Raises UsageError for an unknown run or ``force`` without a run,
+    RefusedError if the named run still has an owner.
+    """
+    return asyncio.run(heal_all(run=run, force=force, check=check))
+
+
+async def heal_all(
+    *, run: str | None = None, force: bool = False, check: bool = False
+) -> HealResult:
+    """heal_leftovers for callers that have a loop."""
+    findings: list[Finding] = []
+    running: list[str] = []
+    for folder in _chosen(run, force):
+        story = Ledger.read(folder / LEDGER)
+        if story.owner is not None and story.owner.alive() and story.ended is None:
+            if not force:
+                running.append(folder.name)
+                continue
+            if not check:
+                await _end_owner(story)
+        findings += await clean_up(folder / LEDGER, check=check)
+    if run is not None and running:
+        raise RefusedError(f"run {run} is still running", hint="stop it, or heal with --force")
+    return HealResult(tuple(findings), tuple(running))
+
+
+def _chosen(run: str | None, force: bool) -> list[Path]:
+    if run is None:
+        if force:
+            raise UsageError("--force needs --run ID", hint="it takes a run from its living owner")
+        return folders()
+    known = {folder.name: folder for folder in folders()}
+    if run not in known:
+        raise UsageError(f"no run {run!r} left a ledger", hint=nearest(run, list(known)))
+    return [known[run]]
+
+
+async def _end_owner(story: Story) -> None:
+    """Kill the agent, whose children die with it. survive itself then notices and ends."""
+    assert story.owner is not None
+    agent = story.owner.agent
+    if agent.pid != os.getpid() and agent != story.owner.survive:
+        processes.send(agent.pid, agent.start_time, signal.SIGKILL)
+        await _until_gone([agent])
+
+
+async def clean_up(path: Path, *, check: bool = False, heal_s: float = HEAL_S) -> list[Finding]:
+    """End what one run left. Never touches a process that it cannot name by pid and start time.
+
+    ``heal_s`` bounds each fault's own heal; all run side by side.
+    """
+    story = Ledger.read(path)
+    name = path.parent.name
+    if story.ended is True:
+        return []
+    if story.owner is None:
+        # Torn before its first entry was whole: nothing was begun without it.
+        damaged = bool(story.injections or story.processes)
+        return (
+            [Finding(name, "a ledger without its owner", False, "left", by_hand=f"less {path}")]
+            if damaged
+            else []
+        )
+    if not story.owner.this_boot():
+        found: list[Finding] = []  # the host was restarted: all that it ran is gone
+    elif check:
+        found = _look(name, story)
+    else:
+        found = await _mend(name, story, heal_s)
+    if not check:
+        found += _last_word(path, name, story, found)
+    return found
+
+
+def _look(run: str, story: Story) -> list[Finding]:
+    """What is left, unchanged."""
+    found = [
+        Finding(run, _described(label, process), False, "left", by_hand=f"kill -9 {process.pid}")
+        for label, process in leftovers(run, story)
+    ]
+    return found + [
+        Finding(
+            run,
+            _named(injection),
+            False,
+            "not healed",
+            injection.fault,
+            injection.id,
+            by_hand(injection),
+        )
+        for injection in story.open_injections()
+        if not _went(injection, story)
+    ]
+
+
+async def _mend(run: str, story: Story, heal_s: float) -> list[Finding]:
+    found = [
+        Finding(
+            run,
+            _described(label, process),
+            gone,
+            "killed" if gone else "cannot be killed",
+            by_hand="" if gone else f"kill -9 {process.pid}",
+        )
+        for label, process, gone in await end_processes(run, story)
+    ]
+    healed = (_heal(run, story, injection, heal_s) for injection in story.open_injections())
+    return [*found, *(await asyncio.gather(*healed))]
+
+
+def _last_word(path: Path, run: str, story: Story, found: list[Finding]) -> list[Finding]:
+    """Tell the ledger, so that the next look is short."""
+    try:
+        ledger = Ledger(path)
+        try:
+            for injection in story.open_injections():
+                told = [f.gone for f in found if f.injection == injection.id]
+                ledger.healed(injection.id, proven=all(told), rung="ledger")
+            ledger.ended(clean=all(finding.gone for finding in found))
+        finally:
+            ledger.close()
+    except LedgerError as error:
+        return [Finding(run, "its ledger", True, f"could not be told: {error.message}")]
+    return []
+
+
+# ------------------------------------------------------------------------------- processes
+
+
+def leftovers(run: str, story: Story) -> list[tuple[str, Named]]:
+    """(label, process) of everything alive that the run started, this process excluded.
+
+    Recorded processes; what they left in their groups, if it is of the agent's session (a group's
+    number alone could be another's by now); and whatever bears the run's mark.
+    """
+    assert story.owner is not None
+    found: dict[Named, str] = {}
+    for label, process in story.processes:
+        if process.alive():
+            found.setdefault(process, label)
+        if processes.start_time(process.pid) in {0, process.start_time}:
+            for pid, began in processes.group_members(process.pid):
+                if processes.session(pid) == story.owner.agent.pid:
+                    found.setdefault(Named(pid, began), f"child of {label}")
+    for pid, began in processes.marked(run):
+        found.setdefault(Named(pid, began), "process of the run")
+    mine = {os.getpid()}
+    return [(label, process) for process, label in found.items() if process.pid not in mine]
+
+
+async def end_processes(run: str, story: Story) -> list[tuple[str, Named, bool]]:
+    """SIGKILL until nothing is left, at most 2 s: (label, process, gone). They may fork meanwhile.
+
+    SIGKILL ends a stopped process too.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + KILL_WITHIN_S
+    seen: dict[Named, str] = {}
+    while left := leftovers(run, story):
+        for label, process in left:
+            seen.setdefault(process, label)
+            processes.send(process.pid, process.start_time, signal.SIGKILL)
+        if loop.time() > deadline:
+            break
+        await asyncio.sleep(_POLL_S)
+    return [(label, process, not process.alive()) for process, label in seen.items()]
+
+
+async def _until_gone(those: list[Named]) -> None:
+    for _ in range(round(KILL_WITHIN_S / _POLL_S)):
+        if not any(process.alive() for process in those):
+            return
+        await asyncio.sleep(_POLL_S)
+
+
+def _described(label: str, process: Named) -> str:
+    state = processes.state(process.pid, process.start_time)
+    return f"{label} (pid {process.pid}{', paused' if state and state in 'Tt' else ''})"
+
+
+# ------------------------------------------------------------------------------- injections
+
+
+def _named(injection: Injection) -> str:
+    spec = injection.handle
+    where = f"{spec.link} #{spec.replica}" if spec.link else spec.replica_id
+    return f"{injection.kind} on {where}"
+
+
+def _went(injection: Injection, story: Story) -> bool:
+    """The process that carries the fault was ours and is gone, and the fault with it."""
+    spec = injection.handle
+    if spec.driver == "virtual":
+        return True
+    if spec.pid:
+        return not processes.exists(spec.pid, spec.start_time)
+    proxies = [process for label, process in story.processes if label == PROXY]
+    return bool(spec.proxy and proxies) and not any(process.alive() for process in proxies)
+
+
+async def _heal(run: str, story: Story, injection: Injection, heal_s: float) -> Finding:
+    """One injection, its carrier ended before if it was ours."""
+
+    def finding(gone: bool, done: str) -> Finding:
+        line = "" if gone else by_hand(injection)
+        return Finding(run, _named(injection), gone, done, injection.fault, injection.id, line)
+
+    if _went(injection, story):
+        return finding(True, "gone with the process that carried it")
+    from survive.host.sockets import SocketTransport
+
+    transport = SocketTransport()
+    try:
+        async with asyncio.timeout(heal_s + OBSERVE_S):
+            return finding(*await _undo(story, injection, transport))
+    except TimeoutError:
+        return finding(False, "its heal hangs")
+    except (FaultFailedError, SurviveError) as error:
+        return finding(False, f"its heal failed: {error}")
+    finally:
+        await transport.close()
+
+
+async def _undo(story: Story, injection: Injection, transport: Transport) -> tuple[bool, str]:
+    """(gone, what was seen). Unbounded. Raises FaultFailedError, SurviveError."""
+    fault = Catalog(Path(story.start) if story.start else None).fault(injection.kind)
+    handle = open_handle(injection.handle, fault.needs, LoopClock(0.0), transport)
+    await perform(fault, "heal", injection, handle, None)
+    seen = await perform(fault, "observe", injection, handle, None)
+    assert isinstance(seen, Observation)
+    if seen.active is Active.NO:
+        return True, f"healed: {seen.evidence}"
+    return False, f"still {seen.active}: {seen.evidence}"
