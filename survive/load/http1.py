@@ -81,7 +81,9 @@ class AnswerReader:
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:  # HttpParserUpgrade is one
+        except httptools.HttpParserCallbackError:
+            raise  # a bug in what is below, not in what came
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if self.done:
                 self._unasked = True
                 return

@@ -93,7 +93,8 @@ class Engine:
         self._alarm = Alarm()
         self._armed: int | None = None
         self._second = 0
-        self._waited = self._idle_ns = self._blocked_at_ns = self._polled_at_ns = 0
+        self._waited = self._idle_ns = self._blocked_at_ns = 0
+        self._counted = False  # this turn's poll is in _idle_ns already
         self._running = False
         self._watch_alarm = self.loop.io(self._alarm.fd, _READ)
         self._spin = self.loop.idle()
@@ -126,6 +127,8 @@ class Engine:
     def next_job(self, lane: Lane, now_us: int) -> Job | None:
         """A lane is free: an overdue arrival for it, or None and it is parked."""
         self._pool.park(lane, now_us)
+        if not self._running:
+            return None
         since = self._pool.free_since()
         assert since is not None, "this very lane is free"
         job = self._cursor.take(now_us, since)
@@ -179,6 +182,9 @@ class Engine:
                 self._alarm.arm(self._origin_ns + (due - SPIN_US) * 1000)
 
     def _spun(self) -> None:
+        """libev calls this only when a turn of the loop had nothing else to do: idle time too."""
+        if not self._counted:
+            self._idle_ns += time.monotonic_ns() - self._blocked_at_ns
         due = self._cursor.next_due_us()
         if due is None or self.now_us() >= due:
             self._spin.stop()
@@ -218,6 +224,7 @@ class Engine:
     def _stop(self) -> None:
         if not self._running:
             return
+        self._running = False  # a lane that this frees must take nothing more
         for lane in list(self._lanes):
             if lane.exchange is not None:
                 lane.switch(STOP)
@@ -238,12 +245,12 @@ class Engine:
         self._blocked_at_ns = time.monotonic_ns()
 
     def _after_block(self) -> None:
-        now = time.monotonic_ns()
-        if self._spin.active:
-            self._idle_ns += now - self._polled_at_ns  # spinning is waiting too
-        elif now - self._blocked_at_ns >= BLOCKED_NS:
-            self._idle_ns += now - self._blocked_at_ns
-        self._polled_at_ns = now
+        span = time.monotonic_ns() - self._blocked_at_ns
+        if span >= BLOCKED_NS:
+            self._idle_ns += span
+            self._counted = True
+        else:
+            self._counted = False
 
     def _guarded(self, callback: Callable[[], None]) -> Callable[[], None]:
         """gevent prints what a hub callback raises and goes on; we must not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -62,7 +63,7 @@ def make_plan(
         timeouts_us=tuple(kind.timeout_us for kind in kinds),
         streamed=tuple(kind.streamed for kind in kinds),
         gives_up_after_us=gives_up_us, lanes=lanes, phases=(phase,), faults=(), marks=marks,
-        slices=tuple(zip(edges, edges[1:], strict=False)), end_us=for_us, planned=((0,),),
+        slices=tuple(itertools.pairwise(edges)), end_us=for_us, planned=((0,),),
     )  # fmt: skip
 
 

@@ -1,0 +1,351 @@
+"""The sans-IO core under a clock made of numbers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loadtools import Tally, make_kind, make_plan, planned
+
+from survive.load.core import MAX_BODY_BYTES, Cursor, Exchange, Filing, Job, LanePool, Rule, buckets
+from survive.plan.arrivals import Schedule
+from survive.record.hdr import HIGHEST_US, highest_of, index_of
+from survive.record.samples import Key, Outcome, Series
+from survive.transport import Broken
+from survive.units import MS, SECOND
+
+OK = b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+
+def rule(**changes: object) -> Rule:
+    fields: dict[str, object] = {
+        "timeout_us": 1000 * MS, "gives_up_us": None, "streamed": False,
+        "expect_status": frozenset({200}), "stream_complete": False,
+    }  # fmt: skip
+    return Rule(**(fields | changes))  # type: ignore[arg-type]
+
+
+def begin(
+    filing: Filing, its_rule: Rule, *, intended: int = 0, free: int = 0, sent: int = 0
+) -> Exchange:
+    job = Job(0, intended, 0, 0, filing.slice_of(intended), free)
+    exchange = Exchange(filing, its_rule, job)
+    exchange.on_sent(sent)
+    exchange.on_attempt(sent)
+    return exchange
+
+
+def new_filing(marks: tuple[int, ...] = ()) -> Filing:
+    return Filing(make_plan([make_kind()], for_us=3 * SECOND, marks=marks))
+
+
+def tally_of(filing: Filing, done: bool = True) -> Tally:
+    tally = Tally()
+    tally.add(filing.cut(0, done))
+    return tally
+
+
+# ------------------------------------------------------------------------------- outcomes
+
+
+def test_times_of_an_ok_request() -> None:
+    filing = new_filing()
+    exchange = begin(filing, rule(), intended=100, free=300, sent=340)
+    exchange.on_head(200, {"x-replica-id": "inference-1"}, 900)
+    exchange.on_end(1000)
+    tally = tally_of(filing)
+    shown = {key.series: highest_of(next(iter(c))) for key, c in tally.counts.items()}
+    assert shown == {
+        Series.LATENCY: 900, Series.LANE_WAIT: 200, Series.SEND_LAG: 40,
+        Series.SERVICE_TIME: 660, Series.ATTEMPT: 660,
+    }  # fmt: skip
+    (latency,) = [key for key in tally.counts if key.series is Series.LATENCY]
+    assert latency == Key(0, "chat", -1, Series.LATENCY, "ok", "inference-1", "")
+
+
+def test_a_lane_that_was_free_is_no_wait_and_all_lateness_is_ours() -> None:
+    filing = new_filing()
+    begin(filing, rule(), intended=500, free=100, sent=640).on_stopped(700)
+    tally = tally_of(filing)
+    assert tally.quantile(Series.LANE_WAIT, 1.0) == 1  # 0, in the lowest bucket
+    assert tally.quantile(Series.SEND_LAG, 1.0) == 140
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "changes", "expected"),
+    [
+        (200, b"hello", {}, "ok"),
+        (502, b"", {}, "failed:status:502"),
+        (201, b"", {"expect_status": frozenset({200, 201})}, "ok"),
+        (200, b'{"error": {"message": "no"}}', {}, "failed:error_in_body"),
+        (200, b'{"error": null, "n": 1}', {}, "ok"),
+        (200, OK, {"streamed": True, "stream_complete": True}, "ok"),
+        (200, OK[:-12], {"streamed": True, "stream_complete": True}, "failed:incomplete"),
+        (200, OK[:-12], {"streamed": True}, "ok"),
+        (200, b'data: {"error": "x"}\n\n' + OK, {"streamed": True}, "failed:error_in_stream"),
+        (503, OK, {"streamed": True, "stream_complete": True}, "failed:status:503"),
+        (200, b"{}", {"stream_complete": True}, "failed:incomplete"),
+    ],
+)
+def test_what_an_answer_means(
+    status: int, body: bytes, changes: dict[str, object], expected: str
+) -> None:
+    filing = new_filing()
+    exchange = begin(filing, rule(**changes))
+    exchange.on_head(status, {"content-type": "application/json"}, 10)
+    exchange.on_body(body, 20)
+    exchange.on_end(30)
+    assert tally_of(filing).outcomes() == {expected: 1}
+
+
+def test_a_completion_after_the_deadline_is_timed_out_at_the_deadline() -> None:
+    filing = new_filing()
+    exchange = begin(filing, rule())
+    exchange.on_head(200, {}, 900 * MS)
+    exchange.on_end(1001 * MS)
+    tally = tally_of(filing)
+    assert tally.outcomes() == {"timed_out": 1}
+    assert tally.quantile(Series.LATENCY, 1.0) == highest_of(index_of(1000 * MS))
+    assert tally.n(Series.SERVICE_TIME) == 0
+
+
+def test_the_sweep_before_the_deadline_does_nothing() -> None:
+    filing = new_filing()
+    exchange = begin(filing, rule())
+    assert exchange.on_deadline(999 * MS) is None
+    assert exchange.on_deadline(1000 * MS) is Outcome.TIMED_OUT
+
+
+def test_giving_up_ends_with_the_first_token_not_with_the_head() -> None:
+    its_rule = rule(streamed=True, gives_up_us=400 * MS)
+    filing = new_filing()
+    exchange = begin(filing, its_rule)
+    exchange.on_head(200, {}, 100 * MS)
+    exchange.on_body(b": waiting\n\n", 200 * MS)
+    assert exchange.deadline_us == 400 * MS
+    exchange.on_body(OK, 300 * MS)
+    assert exchange.deadline_us == 1000 * MS
+
+    late = begin(filing, its_rule)
+    late.on_head(200, {}, 100 * MS)
+    late.on_body(OK, 401 * MS)
+    assert late.outcome is Outcome.ABANDONED
+
+
+def test_giving_up_ends_with_the_head_when_not_streamed() -> None:
+    exchange = begin(new_filing(), rule(gives_up_us=400 * MS))
+    exchange.on_head(200, {}, 399 * MS)
+    assert exchange.deadline_us == 1000 * MS
+
+
+def test_refused_was_sent_but_never_on_the_wire() -> None:
+    filing = new_filing()
+    begin(filing, rule()).on_broken(Broken.REFUSED, 10)
+    tally = tally_of(filing)
+    assert tally.outcomes() == {"failed:refused": 1}
+    assert (tally.n(Series.SEND_LAG), tally.n(Series.ATTEMPT)) == (1, 0)
+
+
+def test_a_stale_connection_costs_an_attempt_and_no_blame() -> None:
+    filing = new_filing()
+    exchange = begin(filing, rule())
+    exchange.on_stale(5)
+    exchange.on_attempt(6)
+    exchange.on_head(200, {}, 10)
+    exchange.on_end(12)
+    tally = tally_of(filing)
+    assert tally.outcomes() == {"ok": 1}
+    assert (tally.n(Series.SEND_LAG), tally.n(Series.ATTEMPT)) == (1, 2)
+
+
+def test_a_body_without_end_is_oversized() -> None:
+    filing = new_filing()
+    exchange = begin(filing, rule(timeout_us=10**9))
+    exchange.on_head(200, {}, 1)
+    for at in range(MAX_BODY_BYTES // (1 << 20) + 1):
+        exchange.on_body(bytes(1 << 20), at)
+    assert tally_of(filing).outcomes() == {"failed:oversized": 1}
+
+
+def test_stream_times_count_from_the_intended_start() -> None:
+    filing = new_filing()
+    exchange = begin(filing, rule(streamed=True), intended=100, sent=200)
+    exchange.on_head(200, {}, 300)
+    piece = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+    for at in (600, 700, 900):
+        exchange.on_body(piece, at)
+    exchange.on_body(b'data: {"choices":[],"usage":{"completion_tokens":5}}\n\n', 950)
+    exchange.on_end(1000)
+    tally = tally_of(filing)
+    assert tally.quantile(Series.TTFT, 1.0) == 500
+    assert sorted(highest_of(i) for i in tally.merged(Series.ITL)) == [100, 200]
+    assert tally.quantile(Series.TPOT, 1.0) == 100
+
+
+# ---------------------------------------------------------------------------------- filing
+
+
+def test_crossed_is_the_first_mark_after_the_start_up_to_the_end() -> None:
+    filing = new_filing(marks=(100, 200))
+    spans = [(0, 99), (0, 100), (100, 150), (100, 500), (99, 500), (200, 900)]
+    assert [filing.crossed(*span) for span in spans] == [-1, 0, -1, 1, 0, -1]
+
+
+def test_a_request_that_is_sent_and_never_settled_breaks_the_sum() -> None:
+    filing = new_filing()
+    begin(filing, rule()).on_end(10)
+    job = Job(1, 0, 0, 0, 0, 0)
+    Exchange(filing, rule(), job).on_sent(5)
+    with pytest.raises(AssertionError):
+        tally_of(filing).assert_conserved(1)
+
+
+def test_hostile_replica_ids_are_tamed_and_bounded() -> None:
+    filing = new_filing()
+    assert filing.who("a:b,c d\n") == "a_b_c_d_"
+    assert len(filing.who("x" * 10_000)) == 64
+    assert len({filing.who(f"r{n}") for n in range(10_000)}) <= 300
+
+
+@given(st.lists(st.integers(-5, 2 * HIGHEST_US), min_size=1, max_size=50))
+def test_buckets_are_those_of_the_record(values: list[int]) -> None:
+    assert buckets(np.array(values)).tolist() == [index_of(v) for v in values]
+
+
+def test_frames_are_deltas_that_add_up() -> None:
+    filing = new_filing()
+    tally = Tally()
+    for number in range(5000):
+        exchange = begin(filing, rule(), intended=number)
+        exchange.on_head(200, {}, number + 10)
+        exchange.on_end(number + 20)
+        if number % 700 == 0:
+            tally.add(filing.cut(number))
+    tally.add(filing.cut(5000, done=True))
+    assert tally.outcomes() == {"ok": 5000}
+    assert filing.cut(6000, done=True).sets == ()
+
+
+# --------------------------------------------------------------------------------- lanes
+
+
+def test_the_pool_is_last_in_first_out_and_knows_since_when_one_was_free() -> None:
+    pool: LanePool[str] = LanePool(2)
+    assert pool.free_since() is not None
+    assert pool.take() is None
+    assert pool.take() is None
+    assert pool.free_since() is None
+    pool.park("a", 10)
+    pool.park("b", 20)
+    assert pool.free_since() == 10
+    assert pool.take() == "b"
+    assert pool.free_since() == 10
+    assert pool.take() == "a"
+    with pytest.raises(RuntimeError):
+        pool.take()
+
+
+FATES = st.lists(
+    st.tuples(st.sampled_from(["ok", "broken", "late", "stale", "hang"]), st.integers(0, 400 * MS)),
+    min_size=1, max_size=40,
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(FATES, st.integers(1, 4), st.integers(1, 300), st.integers(0, 1500 * MS))
+def test_nothing_is_lost(fates: list[tuple[str, int]], lanes: int, rps: int, stop_us: int) -> None:
+    """A toy load in simulated time: whatever servers do, the sums of DESIGN law 5 hold."""
+    kinds = [make_kind(timeout_us=200 * MS), make_kind(name="slow", timeout_us=500 * MS)]
+    plan = make_plan(kinds, rps=rps, lanes=lanes, arrivals="poisson", marks=(300 * MS, 700 * MS),
+                     gives_up_us=150 * MS)  # fmt: skip
+    filing = Filing(plan)
+    cursor = Cursor(plan, Schedule.of(plan).blocks(), filing)
+    free = dict.fromkeys(range(lanes), 0)
+    busy: dict[int, tuple[int, str, Exchange]] = {}
+    fate, now = 0, 0
+    while now < stop_us and (busy or cursor.next_due_us() is not None):
+        for lane, (end, how, exchange) in list(busy.items()):
+            if end <= now:
+                _finish(how, exchange, now)
+                free[lane] = now
+                del busy[lane]
+        while free and (job := cursor.take(now, min(free.values()))):
+            lane = min(free)
+            del free[lane]
+            exchange = Exchange(filing, Rule(plan.timeouts_us[job.kind], 150 * MS, False,
+                                             frozenset({200}), False), job)  # fmt: skip
+            exchange.on_sent(now)
+            exchange.on_attempt(now)
+            how, span = fates[fate % len(fates)]
+            fate += 1
+            busy[lane] = (now + 1 + span, how, exchange)
+        now += 7 * MS
+    for _, _, exchange in busy.values():
+        exchange.on_stopped(now)
+    cursor.stop(now)
+    tally = tally_of(filing)
+    tally.assert_conserved(planned(plan))
+    if not busy and now < stop_us:
+        assert not set(tally.outcomes()) & {"unsent", "in_flight"}
+
+
+def _finish(how: str, exchange: Exchange, now: int) -> None:
+    if how == "broken":
+        exchange.on_broken(Broken.RESET, now)
+    elif how == "hang":
+        exchange.on_deadline(now)
+        exchange.on_stopped(now)
+    else:
+        if how == "stale":
+            exchange.on_stale(now)
+            exchange.on_attempt(now)
+        exchange.on_head(200 if how != "late" else 503, {}, now)
+        exchange.on_end(now)
+
+
+def test_expired_is_never_sent_and_ends_at_its_deadline() -> None:
+    plan = make_plan([make_kind(timeout_us=100 * MS)], rps=10)
+    filing = Filing(plan)
+    cursor = Cursor(plan, Schedule.of(plan).blocks(), filing)
+    first = cursor.next_due_us()
+    assert first == 50 * MS
+    assert cursor.take(first - 1, 0) is None
+    job = cursor.take(360 * MS, 360 * MS)
+    assert job is not None
+    assert job.intended_us == 350 * MS
+    assert job.number == 3
+    tally = tally_of(filing)
+    assert tally.outcomes() == {"expired": 3}
+    assert tally.quantile(Series.LATENCY, 1.0) == highest_of(index_of(100 * MS))
+
+
+def test_stopping_splits_what_waits_into_expired_and_unsent() -> None:
+    plan = make_plan([make_kind(timeout_us=100 * MS)], rps=10)
+    filing = Filing(plan)
+    Cursor(plan, Schedule.of(plan).blocks(), filing).stop(500 * MS)
+    assert tally_of(filing).outcomes() == {"expired": 4, "unsent": 6}
+
+
+def test_the_shared_parts_pull_in_neither_locust_nor_gevent() -> None:
+    code = (
+        "import sys, survive.load.core, survive.load.memory, survive.load.template, "
+        "survive.load.wire, survive.load.sse, survive.load.http1;"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in {'locust', 'gevent'}))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_counts_of_a_tally_are_sparse_and_sorted() -> None:
+    filing = new_filing()
+    for end in (500, 10, 500):
+        begin(filing, rule()).on_end(end)
+    frame = filing.cut(0)
+    found = dict(frame.sets)[Key(0, "chat", -1, Series.LATENCY, "failed", "", "status:0")]
+    assert found.indices == sorted(found.indices)
+    assert Counter(dict(zip(found.indices, found.counts, strict=True))) == {10: 1, 500: 2}
