@@ -263,7 +263,7 @@ class Report:
 
     def _fault(self, fault: FaultReport) -> Iterator[Text]:
         name = self.glyphs.short(fault.name, self.width // 3)
-        rest = f"  {fault.kind} on {fault.target}, grade {fault.grade}"
+        rest = f"  {fault.kind}, grade {fault.grade}, on {fault.target}"
         yield Text.assemble((name, "bold"), self.glyphs.short(rest, self.width - cell_len(name)))
         yield from self._labelled("when", _when(fault))
         proven = fault.proof == "proven"
@@ -322,7 +322,7 @@ class Report:
         yield from self._labelled(
             "rate",
             f"offered {words.rate(load.offered_rps)}, achieved {words.rate(load.achieved_rps)}; "
-            f"{words.plural(load.attempts, 'attempt')}, {words.digits(ratio, 4, [1.0])} a request",
+            f"{words.plural(load.attempts, 'attempt')}, {words.digits(ratio, 4, [1.0])} each",
         )
         yield from self._spread("send lag", load.send_lag_ms, "the harness's lateness")
         yield from self._spread("lane wait", load.lane_wait_ms, "for a free connection")
@@ -482,11 +482,13 @@ def _effect(fault: FaultReport) -> str:
     since = "heal" if fault.planned_heal_s is not None else "inject"
     parts = []
     if fault.planned_heal_s is not None:
-        parts.append(_after("absorbed", fault.absorbed_after_s, "inject"))
-    parts.append(_after("recovered", fault.recovered_after_s, since))
+        absorbed = _after("absorbed", fault.absorbed_after_s, "inject")
+        parts.append(absorbed or "not seen to be absorbed")
+    recovered = _after("recovered", fault.recovered_after_s, since)
+    parts.append(recovered or "not seen to recover")
     if fault.error_window_s is not None:
-        over = f"errors over {words.seconds(fault.error_window_s)}"
-        parts.append(over if fault.error_window_s else "no errors")
+        window = f"error window {words.seconds(fault.error_window_s)}"
+        parts.append(window if fault.error_window_s else "no error window")
     if fault.residual is not None:
         residual = f"residual {fault.residual * 100:+.2g} % bad"
         parts.append(residual if fault.residual else "no residual")
@@ -494,7 +496,7 @@ def _effect(fault: FaultReport) -> str:
 
 
 def _after(what: str, seconds: float | None, since: str) -> str:
-    """Resolution is 1 s (DESIGN law 7), so 0 means within the first second."""
+    """Resolution is 1 s, so 0 means within the first second; "" if it was not seen."""
     if seconds is None:
-        return f"not {what}"
+        return ""
     return f"{what} {words.seconds(seconds)} after {since}" if seconds else f"{what} at once"

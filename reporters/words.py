@@ -63,10 +63,10 @@ def milliseconds(value: float, beside: float | None = None) -> str:
 
 
 def seconds(value: float | None, beside: float | None = None) -> str:
-    """``1.4`` → ``1.4 s``; None → ``-``."""
+    """``1.43`` → ``1.4 s`` (recovery is seen to the second only); None → ``-``."""
     if value is None:
         return NOTHING
-    return f"{digits(value, 4, [] if beside is None else [beside])} s"
+    return f"{digits(value, 2, [] if beside is None else [beside])} s"
 
 
 def quantity(value: Number, unit: str, beside: float | None = None) -> str:
