@@ -14,8 +14,7 @@ CONTRACTS = LEAVES | {"survive.contracts", "survive.catalog"}
 # A folder may import itself, these, and nothing else of survive.
 ALLOWED = {
     "survive/scenario": CONTRACTS,
-    "survive/plan": CONTRACTS | {"survive.scenario", "survive.judge.statistics",
-                                 "survive.judge.windows"},
+    "survive/plan": CONTRACTS | {"survive.scenario"},
     "survive/record": CONTRACTS | {"survive.plan", "survive.scenario"},
     "survive/judge": CONTRACTS | {"survive.plan", "survive.record", "survive.scenario"},
     "survive/load": CONTRACTS | {"survive.plan", "survive.record", "survive.scenario"},

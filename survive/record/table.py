@@ -18,8 +18,10 @@ everywhere else.
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -51,6 +53,16 @@ INFINITE = -1  # how a chart percentile says so
 _CHART_SLACK_S = 30
 _OPEN_SEGMENTS = 8  # sets of older segments are packed; a late delta unpacks by merging
 _MINUTE_US = 60 * SECOND
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    TypeError,
+    NotImplementedError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 def segments_of(plan: Plan) -> I64:
@@ -164,7 +176,7 @@ class Table:
     def load(cls, path: Path) -> tuple[Table, dict[str, str]]:
         """The table and its seals. RecordError if missing, damaged or of another version."""
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
                 if int(stored["version"]) != VERSION:
                     raise RecordError(f"{path} has version {int(stored['version'])}, not {VERSION}")
                 data = {f.name: stored[f.name] for f in fields(cls)}
@@ -174,7 +186,7 @@ class Table:
                 f"{path} is missing: the run did not end",
                 hint="--from-hlog judges what latency.hlog holds",
             ) from error
-        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise RecordError(f"{path} is damaged: {error}") from error
         for name in ("who_names", "why_names"):
             data[name] = tuple(str(value) for value in data[name])
@@ -240,7 +252,8 @@ class TableBuilder:
         kind, segment = self._kinds[key.kind], self._segment[key.slice]
         total = sum(counts.counts)
         column = COLUMN[key.outcome if key.series is Series.LATENCY else key.series]
-        self._counts[self._row(kind, key.slice, key.crossed), column] += total
+        row = self._row(kind, key.slice, key.crossed)  # may grow the columns: first of all
+        self._counts[row, column] += total
         self._add_set(key, kind, segment, counts)
         if key.series is Series.LATENCY:
             self._add_names(key, kind, segment, total)

@@ -1,0 +1,158 @@
+"""What a run would do, and what each objective could tell, before anything runs. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from survive.contracts import Fault
+from survive.judge.metrics import allowed_share
+from survive.judge.statistics import tolerates
+from survive.judge.windows import Windows, windows_of
+from survive.plan.arrivals import expected
+from survive.plan.model import Plan
+from survive.plan.plan import planned_per_slice
+from survive.scenario.model import FaultPlan, Metric, Objective, Phase, Scenario, Service
+from survive.units import SECOND, show_rps, show_us
+
+FaultOf = Callable[[str], Fault]
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    at_us: int
+    text: str
+
+
+def explain(scenario: Scenario, plan: Plan, fault_of: FaultOf) -> str:
+    """The resolved timeline, the faults, and "tolerates k bad of n" for each cell, as text."""
+    sections = [
+        _header(scenario, plan),
+        _timeline(scenario, plan, fault_of),
+        _faults(scenario, fault_of),
+        _cells(scenario, plan),
+        [f"warning: {warning}" for warning in scenario.warnings],
+    ]
+    return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+def _header(scenario: Scenario, plan: Plan) -> list[str]:
+    total = sum(map(sum, plan.planned))
+    shares = ", ".join(f"{kind.name} {kind.share:.0%}" for kind in scenario.requests.values())
+    return [
+        f"{scenario.name} on {scenario.target.name} (driver {scenario.target.driver})"
+        f"  scale {plan.scale}  seed {plan.seed}  {plan.arrivals} arrivals",
+        *([f"  {scenario.about}"] if scenario.about else []),
+        f"  {total:,} requests in {_at(plan.end_us)}: {shares}",
+        f"  {plan.lanes} lanes ({scenario.load.lanes_needed} needed)",
+    ]
+
+
+def _timeline(scenario: Scenario, plan: Plan, fault_of: FaultOf) -> list[str]:
+    moments = [_Moment(p.start_us, _phase(p)) for p in plan.phases]
+    for window in plan.faults:
+        fault = scenario.faults[window.fault]
+        watched = f"recovery watched until {_at(window.recovery_end_us)}"
+        grade = fault_of(fault.kind).grade
+        moments.append(
+            _Moment(
+                window.inject_us, f"  inject {fault.name}: {fault.kind} ({grade}) on {_on(fault)}"
+            )
+        )
+        if window.held:
+            moments.append(_Moment(window.heal_us, f"  heal {fault.name}; {watched}"))
+        else:
+            moments[-1] = _Moment(window.inject_us, f"{moments[-1].text}; {watched}")
+    moments.append(_Moment(plan.end_us, "end of load; waiting requests drain"))
+    ordered = sorted(moments, key=lambda m: m.at_us)
+    return ["timeline", *(f"  {_at(m.at_us):>8}  {m.text}" for m in ordered)]
+
+
+def _at(us: int) -> str:
+    """Seconds throughout: moments of one timeline compare at a glance."""
+    return f"{us / SECOND:,g}s"
+
+
+def _phase(phase: Phase) -> str:
+    rate = show_rps(float(phase.start_rps))
+    if not phase.constant:
+        rate += f" to {show_rps(float(phase.end_rps))}, {phase.curve}"
+    label = ", warm-up, not judged" if phase.warm_up else ""
+    span = _at(phase.end_us - phase.start_us)
+    return f"phase {phase.name}: {rate} for {span}, {expected(phase):,.0f} expected{label}"
+
+
+def _on(fault: FaultPlan) -> str:
+    return fault.link or f"{fault.count} of {fault.service}"
+
+
+def _faults(scenario: Scenario, fault_of: FaultOf) -> list[str]:
+    """Blast radius and privileges: what may be touched, and by what right."""
+    if not scenario.faults:
+        return ["faults", "  none: this run breaks nothing"]
+    lines = ["faults"]
+    for fault in scenario.faults.values():
+        kind = fault_of(fault.kind)
+        lines += [
+            f"  {fault.name}: hits {_on(fault)}; privileges: {kind.privileges or 'none'}",
+            f"    certifies: {kind.certifies}",
+            f"    does not certify: {kind.does_not_certify}",
+        ]
+    return [*lines, f"  blast radius: {_radius(scenario)}"]
+
+
+def _radius(scenario: Scenario) -> str:
+    target = scenario.target
+    if target.driver == "external":
+        return f"hosts {', '.join(target.allow_hosts)}, through our own proxy only"
+    started = [_replicas(service) for service in target.services.values()]
+    return f"only processes that the run starts itself: {', '.join(started)}"
+
+
+def _replicas(service: Service) -> str:
+    return service.name if service.replicas == 1 else f"{service.replicas} × {service.name}"
+
+
+def _cells(scenario: Scenario, plan: Plan) -> list[str]:
+    rows = list(_rows(scenario, plan))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return [
+        "objectives",
+        *(
+            "  " + "  ".join(map(str.ljust, row[:3], widths)) + f"  {row[3]}"
+            for row in rows
+        ),
+    ]
+
+
+def _rows(scenario: Scenario, plan: Plan) -> Iterator[tuple[str, str, str, str]]:
+    """(objective, request, window, what it can tell) of each cell, as the judge will make them."""
+    windows = Windows(plan)
+    planned = planned_per_slice(plan)
+    for objective in scenario.objectives.values():
+        if objective.metric is Metric.RECOVERY:
+            text = (
+                f"within {show_us(objective.limit)} of the heal, "
+                f"stable for {show_us(objective.stable_for_us)}"
+            )
+            for fault in plan.faults:
+                yield objective.name, "", f"recovery:{fault.fault}", text
+            continue
+        for window in windows_of(objective, plan):
+            inside = windows.slices_of(window)
+            for kind in objective.of:
+                n = int(planned[inside, plan.kinds.index(kind)].sum())
+                yield objective.name, kind, window, _power(objective, n)
+
+
+def _power(objective: Objective, n: int) -> str:
+    allowed = allowed_share(objective)
+    bad = tolerates(n, allowed)
+    if bad is not None:
+        return f"tolerates {bad:,} bad of {n:,}"
+    if allowed <= 0:
+        return "cannot be decided: no number of requests can show 100 %"
+    # Zero bad of n convinces when (1 - allowed)^n <= 5 %.
+    least = math.ceil(math.log(0.05) / math.log1p(-allowed))
+    return f"cannot be decided: {n:,} planned, {least:,} needed with none bad"
