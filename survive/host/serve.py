@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        listener = _listen(options.host, options.port)
         make_app = load_app(options.app)
+        listener = _listen(options.host, options.port)
     except SurviveError as error:
         print("\n".join(error.lines()), file=sys.stderr)
         return error.exit_code

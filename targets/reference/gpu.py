@@ -30,7 +30,7 @@ class Profile:
     max_sequences: int = 16  # decoding or in prefill at once
     max_batched_tokens: int = 512  # of prefill in one step; longer prompts take several
     kv_tokens: int = 16_384  # room for all reserved sequences together
-    max_waiting: int = 64  # more are refused
+    max_waiting: int = 64  # beyond a full batch; more are refused
     prefill_scale: float = 0.5
     decode_scale: float = 3.0
 
@@ -120,7 +120,8 @@ class Gpu:
         """Queue a sequence. Raises GpuLostError, QueueFullError."""
         if self.lost:
             raise GpuLostError
-        if self._bounded and len(self.waiting) >= self.profile.max_waiting:
+        most = self.profile.max_sequences + self.profile.max_waiting
+        if self._bounded and len(self.running) + len(self.waiting) >= most:
             raise QueueFullError
         self.waiting.append(sequence)
         self._work.set()
