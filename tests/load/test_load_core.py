@@ -349,3 +349,14 @@ def test_counts_of_a_tally_are_sparse_and_sorted() -> None:
     found = dict(frame.sets)[Key(0, "chat", -1, Series.LATENCY, "failed", "", "status:0")]
     assert found.indices == sorted(found.indices)
     assert Counter(dict(zip(found.indices, found.counts, strict=True))) == {10: 1, 500: 2}
+
+
+def test_stopping_a_long_run_early_is_quick_and_counts_all_that_was_to_come() -> None:
+    kinds = [make_kind(), make_kind(name="other")]
+    plan = make_plan(kinds, rps=2_000, for_us=60 * SECOND, arrivals="poisson")
+    filing = Filing(plan)
+    Cursor(plan, Schedule.of(plan).blocks(), filing).stop(500 * MS)
+    tally = tally_of(filing)
+    assert tally.outcomes() == {"unsent": planned(plan)}
+    assert {key.slice for key in tally.counts} == set(range(60))
+    tally.assert_conserved(planned(plan))

@@ -222,6 +222,29 @@ def test_an_idle_connection_that_the_server_closed_is_never_blamed(tmp_path: Pat
     assert seen == 400
 
 
+def test_a_close_that_crosses_the_request_is_retried_once_and_counted(tmp_path: Path) -> None:
+    seen = 0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen
+        await read_request(reader)
+        seen += 1
+        writer.write(answer(b"x"))
+        await read_request(reader)
+        seen += 1  # and closes within the round trip, as if it had not seen it
+
+    async def go() -> Tally:
+        plan = make_plan([make_kind()], rps=100, lanes=1)
+        async with raw_server(handler) as address:
+            return await run_load(tmp_path, plan, [make_kind()], address)
+
+    tally = asyncio.run(go())
+    # Each second request meets it; a busy machine may stretch a few beyond the round trip.
+    assert tally.outcomes()["ok"] >= 90
+    assert tally.n(Series.ATTEMPT) == seen >= 180
+    tally.assert_conserved(100)
+
+
 def test_a_server_that_dies_with_the_request_in_hand_is_blamed(tmp_path: Path) -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
