@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import ClassVar
@@ -217,7 +217,7 @@ async def _mean_gap_us(handle: GpuHandle) -> float | None:
     return (times[-1] - times[0]) / (len(times) - 1) if len(times) >= 2 else None
 
 
-async def _content_events(answer: Response) -> AsyncIterator[str]:
+async def _content_events(answer: Response) -> AsyncGenerator[str, None]:
     """The non-empty contents of a chat stream, as they arrive; leaves the stream when left."""
     rest = b""
     try:

@@ -49,7 +49,7 @@ def spawn(
         stderr=stderr,
         pass_fds=tuple(pass_fds),
         process_group=0,
-        preexec_fn=die_with_parent,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - the docstring says why it is safe
     )
 
 
