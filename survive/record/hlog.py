@@ -7,7 +7,7 @@ and readers add them. The StartTime is the epoch: the record holds no wall time.
 The library's own writer raises, drops tags and floors maxima (hdrhistogram 0.10.8), and its codec
 walks all 23,552 counters; this one writes the same bytes from sparse counts in about 20 µs.
 Format: HdrHistogram's ``AbstractHistogram.encodeIntoCompressedByteBuffer``, V2 (ZigZag LEB128 of
-counts, a run of k > 1 zeros written as −k).
+counts, a run of k zeros written as −k).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def encode(sets: Counts) -> bytes:
             raise ValueError(f"bucket {index} with count {count} cannot be written after {at - 1}")
         zeros = index - at
         if zeros:
-            _put(words, 2 * zeros - 1 if zeros > 1 else 0)
+            _put(words, 2 * zeros - 1)
         _put(words, 2 * count)
         at = index + 1
     head = _PAYLOAD.pack(_COOKIE, len(words), 0, DIGITS, LOWEST_US, HIGHEST_US, 1.0)

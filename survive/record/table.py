@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -59,7 +60,9 @@ _DAMAGE = (
     KeyError,
     EOFError,
     TypeError,
-    NotImplementedError,
+    AttributeError,
+    struct.error,
+    RuntimeError,
     zlib.error,
     zipfile.BadZipFile,
 )

@@ -21,8 +21,8 @@ from survive.errors import RecordError
 from survive.plan.model import Plan
 from survive.record import events
 from survive.record.hlog import HlogWriter
-from survive.record.samples import HARNESS, SETTLED, Counts, Frame, Key, Outcome, Series
 from survive.record.rates import mean_rps
+from survive.record.samples import HARNESS, SETTLED, Counts, Frame, Key, Outcome, Series
 from survive.record.table import TableBuilder, percentile
 from survive.units import SECOND
 

@@ -1,0 +1,428 @@
+"""``judge(record, scenario)``: from what was observed to what it means. Pure.
+
+Limits come from the scenario, time from the record's plan, so a limit can be changed and a stored
+run judged again. What happens here, in order: windows from plan and actual cuts; proofs from
+events; the harness's own health; one cell per objective × kind × window; recoveries; the baseline
+rule; the exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from survive.contracts import Grade
+from survive.errors import RecordError
+from survive.judge.exits import Facts, exit_code, word_of
+from survive.judge.faults import Life, lives
+from survive.judge.grades import fault_grades, lowest
+from survive.judge.load import conservation, guilt, load_report
+from survive.judge.metrics import Tally, allowed_share
+from survive.judge.recovery import SAME_LOAD, Recovery, Steady, recovery_word, watch
+from survive.judge.statistics import decide, lower_bound, upper_bound
+from survive.judge.verdict import Cell, FaultReport, Number, ReplicaShare, Verdict, Word
+from survive.judge.windows import Group, Windows, groups, windows_of
+from survive.record.events import Event, EventName
+from survive.record.reader import Record
+from survive.record.samples import Outcome
+from survive.record.table import I64, OUTCOME_CODE, OUTCOMES
+from survive.scenario.model import Metric, Objective, Scenario
+from survive.units import SECOND
+
+_DEFAULT_STABLE_US = 5 * SECOND  # half of the 10 s that are watched when no objective says
+_BROKE_OFF = {
+    "target_unhealthy": "the target never became healthy",
+    "agent_died": "the chaos agent died",
+    "load_died": "the load process died",
+}
+
+
+def judge(record: Record, scenario: Scenario) -> Verdict:
+    """The verdict on a stored run. RecordError if scenario and record do not belong together."""
+    return _Judgement(record, scenario).verdict()
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """One fault with all that was found out about it."""
+
+    life: Life
+    group: Group
+    recovery: Recovery
+
+
+class _Judgement:
+    """One judging. Built top-down, read once."""
+
+    def __init__(self, record: Record, scenario: Scenario) -> None:
+        self._record, self._scenario = record, scenario
+        self._plan, self._table = record.plan, record.table
+        self._check()
+        self._lives = {life.window.fault: life for life in lives(self._plan, record.events)}
+        late = [span for life in self._lives.values() for span in life.late(self._plan.end_us)]
+        self._windows = Windows(self._plan, late)
+        self._tallies: dict[tuple[str, str], Tally] = {}
+        self._steady = self._steady_objectives()
+        self._guilt = guilt(self._plan, self._table, self._windows)
+
+    def _check(self) -> None:
+        known = {fault.fault for fault in self._plan.faults}
+        if set(self._scenario.faults) != known:
+            raise RecordError("the scenario has other faults than the plan of this run")
+        for objective in self._scenario.objectives.values():
+            if unknown := sorted(set(objective.of) - set(self._plan.kinds)):
+                raise RecordError(f"the plan of this run has no request {unknown[0]!r}")
+
+    def verdict(self) -> Verdict:
+        """Everything, in the order of the scenario."""
+        watched = self._watch(self._stable_us())
+        cells = self._cells()
+        facts = self._facts(cells)
+        code = exit_code(facts)
+        word = word_of(code)
+        if word is None:
+            raise RecordError(f"there is no verdict on this run: {facts.reasons()[0]}")
+        grades = fault_grades(self._record, self._scenario)
+        return Verdict(
+            verdict=word,
+            exit_code=code,
+            reasons=facts.reasons(),
+            objectives=tuple(cells),
+            faults=tuple(self._fault_report(w, grades[w.life.window.fault]) for w in watched),
+            load=load_report(self._plan, self._table, self._windows),
+            grade=str(lowest(self._record, self._scenario, grades)),
+        )
+
+    # ------------------------------------------------------------------ objectives
+
+    def _tally(self, objective: Objective, kind: str) -> Tally:
+        key = (objective.name, kind)
+        if key not in self._tallies:
+            at = self._plan.kinds.index(kind)
+            self._tallies[key] = Tally(self._table, self._windows, objective, at)
+        return self._tallies[key]
+
+    def _steady_objectives(self) -> list[Steady]:
+        return [
+            Steady(kind, allowed_share(objective), self._tally(objective, kind))
+            for objective in self._scenario.objectives.values()
+            if objective.during == "steady" and objective.metric is not Metric.RECOVERY
+            for kind in objective.of
+        ]
+
+    def _cells(self) -> list[Cell]:
+        cells = [
+            cell
+            for objective in self._scenario.objectives.values()
+            for cell in (
+                self._recovery_cells(objective)
+                if objective.metric is Metric.RECOVERY
+                else self._share_cells(objective)
+            )
+        ]
+        steady = [cell.verdict for cell in cells if cell.window == "steady"]
+        if Word.INCONCLUSIVE not in steady:
+            return cells
+        return [
+            _tempered(cell, "the baseline (steady) is undecided")
+            if cell.window.startswith(("fault:", "recovery:"))
+            else cell
+            for cell in cells
+        ]
+
+    def _share_cells(self, objective: Objective) -> Iterator[Cell]:
+        for window in windows_of(objective, self._plan):
+            for kind in objective.of:
+                yield self._share_cell(objective, kind, window)
+
+    def _share_cell(self, objective: Objective, kind: str, window: str) -> Cell:
+        tally = self._tally(objective, kind)
+        n, bad = tally.total(window)
+        interval = (lower_bound(bad, n), upper_bound(bad, n))
+        judged = tally.judged(window, objective, interval)
+        seconds = self._windows.span_us(window) / SECOND
+        decision = decide(bad, n, allowed_share(objective), n / seconds if seconds else 0.0)
+        timed = objective.percentile is not None
+        cell = Cell(
+            name=objective.name,
+            metric=_metric(objective),
+            request=kind,
+            window=window,
+            verdict=decision.word,
+            limit=objective.limit / 1000 if timed else objective.limit,
+            unit="ms" if timed else "share",
+            observed=judged.observed,
+            low=judged.low,
+            high=judged.high,
+            n=n,
+            bad=bad,
+            why=decision.why,
+            observed_ok=judged.observed_ok,
+            with_faults=self._with(window),
+        )
+        if judged.undecided:
+            cell = _tempered(cell, f"the fate of {judged.undecided} requests is not known")
+        return self._if_proven(cell)
+
+    def _with(self, window: str) -> tuple[str, ...]:
+        kind, _, name = window.partition(":")
+        return self._windows.overlapping(name) if kind == "fault" else ()
+
+    def _if_proven(self, cell: Cell) -> Cell:
+        """What was survived must have happened. A red stays red: the failures are real."""
+        kind, _, name = cell.window.partition(":")
+        if kind not in {"fault", "recovery"}:
+            return cell
+        life = self._lives[name]
+        if not life.proven:
+            return _tempered(cell, f"{name} was not proven active: {life.proof}")
+        if kind == "recovery" and (unhealed := self._unhealed(name)):
+            return _tempered(cell, unhealed)
+        return cell
+
+    # -------------------------------------------------------------------- recovery
+
+    def _groups(self) -> Iterator[tuple[Group, Life]]:
+        for group in groups(self._plan):
+            for fault in group.faults:
+                yield group, self._lives[fault.fault]
+
+    def _watch(self, stable_us: int) -> list[_Watched]:
+        return [
+            _Watched(
+                life,
+                group,
+                watch(group, life, self._origin(group), self._steady, self._windows, stable_us),
+            )
+            for group, life in self._groups()
+        ]
+
+    def _origin(self, group: Group) -> int | None:
+        """The last proven heal (one-shots: inject) of a group; None if one is not proven."""
+        moments = []
+        for fault in group.faults:
+            life = self._lives[fault.fault]
+            at = life.heal_proven_us if fault.held else life.injected_us
+            if at is None:
+                return None
+            moments.append(at)
+        return max(moments)
+
+    def _unhealed(self, name: str) -> str:
+        """Why the recovery clock may not start, or ""."""
+        group = next(g for g in groups(self._plan) if name in {f.fault for f in g.faults})
+        for fault in group.faults:
+            life = self._lives[fault.fault]
+            if fault.held and life.heal_proven_us is None:
+                return f"the heal of {fault.fault} is not proven: {life.heal_proof}"
+        return ""
+
+    def _stable_us(self) -> int:
+        """Of the recovery objective that watches longest."""
+        objectives = [o for o in self._scenario.objectives.values() if o.metric is Metric.RECOVERY]
+        longest = max(objectives, key=lambda o: o.limit + o.stable_for_us, default=None)
+        return longest.stable_for_us if longest else _DEFAULT_STABLE_US
+
+    def _recovery_cells(self, objective: Objective) -> Iterator[Cell]:
+        for watched in self._watch(objective.stable_for_us):
+            name, recovery = watched.life.window.fault, watched.recovery
+            word, why = recovery_word(recovery, objective.limit)
+            if word is Word.FAILED and watched.recovery.risen > SAME_LOAD:
+                why = self._note(watched)
+            if unhealed := self._unhealed(name):
+                word, why = Word.INCONCLUSIVE, unhealed
+            yield self._if_proven(
+                Cell(
+                    name=objective.name,
+                    metric=_metric(objective),
+                    request="",
+                    window=f"recovery:{name}",
+                    verdict=word,
+                    limit=objective.limit / SECOND,
+                    unit="s",
+                    observed=_recovered_s(recovery),
+                    low=_seconds(recovery.earliest_after_us),
+                    high=_seconds(recovery.recovered_after_us),
+                    n=recovery.n,
+                    bad=recovery.bad,
+                    why=why,
+                    with_faults=tuple(f.fault for f in watched.group.faults if f.fault != name),
+                )
+            )
+
+    def _note(self, watched: _Watched) -> str:
+        recovery = watched.recovery
+        if recovery.still_broken and recovery.risen > SAME_LOAD:
+            return f"not recovered, load rose {recovery.risen - 1:.0%}"
+        return ""
+
+    def _metastable(self, watched: _Watched) -> bool:
+        """Healed, the load no higher than before, watched long enough, and yet broken."""
+        origin_us = self._origin(watched.group)
+        limits = [
+            max(o.limit, 2 * o.stable_for_us)
+            for o in self._scenario.objectives.values()
+            if o.metric is Metric.RECOVERY
+        ]
+        if origin_us is None or not limits or self._guilt:
+            return False
+        seen_us = watched.group.end_us - watched.group.last_heal_us
+        calm = watched.recovery.risen <= SAME_LOAD
+        return watched.recovery.still_broken and calm and seen_us >= max(limits)
+
+    # ---------------------------------------------------------------------- faults
+
+    def _fault_report(self, watched: _Watched, grade: Grade) -> FaultReport:
+        life, recovery = watched.life, watched.recovery
+        fault = self._scenario.faults[life.window.fault]
+        return FaultReport(
+            name=fault.name,
+            kind=fault.kind,
+            grade=str(grade),
+            target=life.hit or fault.link or fault.service,
+            planned_at_s=life.window.inject_us / SECOND,
+            injected_at_s=_seconds(life.injected_us),
+            active_share=life.active_share,
+            proof=life.proof,
+            planned_heal_s=life.window.heal_us / SECOND if life.window.held else None,
+            healed_at_s=_seconds(life.healed_us),
+            heal_proof=life.heal_proof,
+            absorbed_after_s=_seconds(recovery.absorbed_after_us),
+            recovered_after_s=_seconds(recovery.recovered_after_us),
+            error_window_s=_seconds(recovery.error_window_us),
+            residual=recovery.residual,
+            metastable=self._metastable(watched),
+            note=self._note(watched),
+            evidence=life.evidence,
+            replicas=self._replicas(life.window.fault),
+            failures=self._failures(life.window.fault),
+        )
+
+    def _named_in(self, window: str, named: I64) -> I64:
+        """The lines of ``who`` or ``why`` whose requests belong to a window and went bad."""
+        slices = self._windows.first_slice[named[:, 1]]
+        inside = self._windows.mask(window, slices, named[:, 2])
+        sent = (Outcome.FAILED, Outcome.TIMED_OUT, Outcome.ABANDONED)
+        return named[inside & np.isin(named[:, 3], [OUTCOME_CODE[outcome] for outcome in sent])]
+
+    def _replicas(self, name: str) -> tuple[ReplicaShare, ...]:
+        """Failures by who answered, of services with several replicas, most first."""
+        failed: dict[str, int] = {}
+        for *_, who, n in self._named_in(f"fault:{name}", self._table.who).tolist():
+            replica = self._table.who_names[who]
+            failed[replica] = failed.get(replica, 0) + n
+        shares = []
+        for replica, n in failed.items():
+            service = replica.rpartition("-")[0]
+            replicas = getattr(self._scenario.target.services.get(service), "replicas", 0)
+            of_service = sum(
+                m for other, m in failed.items() if other.rpartition("-")[0] == service
+            )
+            if replicas > 1:
+                shares.append(ReplicaShare(replica, n, n / of_service, 1 / replicas))
+        return tuple(sorted(shares, key=lambda s: (-s.failed, s.replica)))
+
+    def _failures(self, name: str) -> tuple[tuple[str, int], ...]:
+        """Why → requests, most first: classes of failure, and the outcomes that are one."""
+        found: dict[str, int] = {}
+        for *_, outcome, why, n in self._named_in(f"fault:{name}", self._table.why).tolist():
+            if OUTCOMES[outcome - 1] is Outcome.FAILED:
+                key = self._table.why_names[why]
+                found[key] = found.get(key, 0) + n
+        inside = self._windows.mask(f"fault:{name}", self._table.rows[:, 1], self._table.rows[:, 2])
+        for outcome in (Outcome.TIMED_OUT, Outcome.ABANDONED, Outcome.EXPIRED):
+            n = int(self._table.row_counts[inside, OUTCOME_CODE[outcome] - 1].sum())
+            if n:
+                found[str(outcome)] = n
+        return tuple(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+    # ----------------------------------------------------------------------- facts
+
+    def _facts(self, cells: Sequence[Cell]) -> Facts:
+        ended = self._record.named(EventName.RUN_ENDED)[-1]
+        stops = self._record.named(EventName.STOPPED)
+        unproven = [life for life in self._lives.values() if not life.proven]
+        return Facts(
+            heal_unproven=tuple(
+                _unproven_heal(life) for life in self._lives.values() if life.heal_owed
+            ),
+            signal=next((e.text("signal") or "SIGINT" for e in stops if _by(e, "signal")), ""),
+            refused=(ended.text("detail"),) if ended.text("ended") == "refused" else (),
+            stopped=tuple(f"stopped by {e.text('rule')}" for e in stops if _by(e, "stop_if")),
+            harness=tuple(self._harness(ended)),
+            failed=tuple(_broke(cell) for cell in cells if cell.verdict is Word.FAILED),
+            gaps=(
+                *(f"{x.window.fault} was not proven active: {x.proof}" for x in unproven),
+                *(["the run was stopped"] if ended.text("ended") == "stopped" else []),
+                *(_undecided(cell) for cell in cells if cell.verdict is Word.INCONCLUSIVE),
+            ),
+        )
+
+    def _harness(self, ended: Event) -> Iterator[str]:
+        how = ended.text("ended")
+        if how in _BROKE_OFF:
+            yield ended.text("detail") or _BROKE_OFF[how]
+            return
+        if how not in {"complete", "stopped", "refused"}:
+            raise RecordError(f"the run ended in a way that this version does not know: {how!r}")
+        yield from self._guilt
+        if how == "complete":
+            wrong = conservation(self._plan, self._table, self._windows)
+            yield from (f"the load's own books do not balance: {line}" for line in wrong[:3])
+
+
+def _by(event: Event, what: str) -> bool:
+    return event.text("by") == what
+
+
+def _unproven_heal(life: Life) -> str:
+    hands = f"; by hand: {'; '.join(life.by_hand)}" if life.by_hand else ""
+    return f"the heal of {life.window.fault} is not proven: {life.heal_proof}{hands}"
+
+
+def _tempered(cell: Cell, why: str) -> Cell:
+    """Evidence gaps remove greens and never reds."""
+    if cell.verdict is Word.FAILED:
+        return replace(cell, why=cell.why or f"although {why}")
+    return replace(cell, verdict=Word.INCONCLUSIVE, why=f"{why}; {cell.why}" if cell.why else why)
+
+
+def _metric(objective: Objective) -> str:
+    if objective.percentile is None:
+        return str(objective.metric)
+    return f"{objective.metric}.p{round(objective.percentile * 100, 6):g}"
+
+
+def _seconds(us: int | None) -> float | None:
+    return None if us is None else us / SECOND
+
+
+def _recovered_s(recovery: Recovery) -> Number:
+    if recovery.decided and recovery.recovered_after_us is None:
+        return "inf"
+    return _seconds(recovery.recovered_after_us)
+
+
+def _place(cell: Cell) -> str:
+    whose = f" for {cell.request}" if cell.request else ""
+    return f"{whose} during {cell.window}"
+
+
+def _shown(cell: Cell, value: Number) -> str:
+    if value is None:
+        return "nothing measured"
+    if isinstance(value, str):
+        return value
+    return f"{value:.4g} {cell.unit}" if cell.unit != "share" else f"{value * 100:.4g} %"
+
+
+def _broke(cell: Cell) -> str:
+    text = f"{cell.name} broke{_place(cell)}: {cell.metric} {_shown(cell, cell.observed)}"
+    why = f" ({cell.why})" if cell.why else ""
+    return f"{text}, limit {_shown(cell, cell.limit)}{why}"
+
+
+def _undecided(cell: Cell) -> str:
+    return f"{cell.name} is undecided{_place(cell)}: {cell.why}"

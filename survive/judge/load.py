@@ -1,0 +1,188 @@
+"""Was the load delivered, and is what is missing the harness's doing? (DESIGN laws 2, 5 and 8)
+
+Every count is measured by itself, so the two sums of law 5 are checks, not definitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from survive.judge.verdict import LoadReport, Number, Spread
+from survive.judge.windows import Windows
+from survive.plan.model import Plan
+from survive.record.hdr import highest_of, index_of
+from survive.record.samples import Outcome, Series
+from survive.record.table import COLUMN, I64, OUTCOME_CODE, Table
+from survive.transport import Broken
+from survive.units import SECOND
+
+LATE_US = 10_000  # send lag that distorts what users would have seen
+LATE_SHARE = 0.01
+LATE_LEAST = 5  # requests: one hiccup of a quiet phase is no bottleneck
+STARVED_LEAST_S = 2
+STARVED_SHARE = 0.05
+
+_SENT = (Outcome.OK, Outcome.FAILED, Outcome.TIMED_OUT, Outcome.ABANDONED, Outcome.IN_FLIGHT)
+_NOT_SENT = (Outcome.EXPIRED, Outcome.UNSENT, Outcome.LOST)
+
+
+def conservation(plan: Plan, table: Table, windows: Windows) -> list[str]:
+    """Where the sums of law 5 do not hold, phase by phase and kind by kind; [] if they do."""
+    kinds = len(plan.kinds)
+    users = table.rows[:, 0] < kinds
+    rows, counts = table.rows[users], table.row_counts[users]
+    cell = windows.phase[rows[:, 1]] * kinds + rows[:, 0]
+    length = len(plan.phases) * kinds
+
+    def total(columns: list[str]) -> I64:
+        values = counts[:, [COLUMN[name] for name in columns]].sum(axis=1)
+        return np.bincount(cell, weights=values, minlength=length).astype(np.int64)
+
+    sent, gone, settled = total([Series.SEND_LAG]), total([*_NOT_SENT]), total([*_SENT])
+    planned = np.array(plan.planned, dtype=np.int64).reshape(-1)
+    wrong = []
+    for at in range(length):
+        where = f"{plan.kinds[at % kinds]} in {plan.phases[at // kinds].name}"
+        if planned[at] != sent[at] + gone[at]:
+            wrong.append(
+                f"{where}: {planned[at]} planned, yet {sent[at]} sent + {gone[at]} never sent"
+            )
+        if sent[at] != settled[at]:
+            wrong.append(f"{where}: {sent[at]} sent, yet {settled[at]} came to an end")
+    return wrong
+
+
+def guilt(plan: Plan, table: Table, windows: Windows) -> list[str]:
+    """Why the harness was the bottleneck; [] if it was not.
+
+    Guilty: more than 1 % of a constant phase's requests were sent over 10 ms late by our own
+    doing, or lanes were waited for while the load's loop never idled: in at least two seconds and
+    over 5 % of the run, of a phase or of a fault's time. Or it could not send at all: a failure of
+    class ``client:…`` (no ports, no descriptors) is never the target's.
+    """
+    return [*_client_errors(table), *_late(plan, table, windows), *_starved(plan, table)]
+
+
+def _client_errors(table: Table) -> Iterator[str]:
+    counts: dict[str, int] = {}
+    for *_, name, n in table.why.tolist():
+        why = table.why_names[name]
+        if why.startswith("client:"):
+            counts[why] = counts.get(why, 0) + n
+    for why, n in sorted(counts.items()):
+        yield f"the harness could not send {n} requests: {why.removeprefix('client:')}"
+
+
+def _late(plan: Plan, table: Table, windows: Windows) -> Iterator[str]:
+    late: I64 = np.zeros(len(plan.phases), dtype=np.int64)
+    sent = late.copy()
+    for kind in range(len(plan.kinds)):
+        sets = table.block(Series.SEND_LAG, "", kind)
+        entries = table.entries(sets)
+        phase = windows.phase[windows.first_slice[table.sets[sets][:, 3]]][table.owners(sets)]
+        counts = table.count[entries]
+        over = np.where(table.index[entries] > index_of(LATE_US), counts, 0)
+        sent += np.bincount(phase, weights=counts, minlength=len(late)).astype(np.int64)
+        late += np.bincount(phase, weights=over, minlength=len(late)).astype(np.int64)
+    constant = [p.constant and not p.warm_up for p in plan.phases]
+    judged = constant if any(constant) else [not p.warm_up for p in plan.phases]
+    for at, phase_plan in enumerate(plan.phases):
+        if judged[at] and late[at] >= LATE_LEAST and late[at] > LATE_SHARE * sent[at]:
+            span_s = (phase_plan.end_us - phase_plan.start_us) / SECOND
+            yield (
+                f"the harness was the bottleneck: {late[at] / sent[at]:.1%} of requests in "
+                f"{phase_plan.name} were sent more than {LATE_US // 1000} ms late; it sent "
+                f"{sent[at] / span_s:.4g}/s of {sum(plan.planned[at]) / span_s:.4g}/s"
+            )
+
+
+def starved_seconds(plan: Plan, table: Table) -> I64:
+    """The distinct seconds in which the load's loop never idled while lanes were waited for."""
+    harness = table.rows[:, 0] == len(plan.kinds)
+    hungry = harness & (table.row_counts[:, COLUMN[Series.STARVED]] > 0)
+    starts = np.array([start for start, _ in plan.slices], dtype=np.int64)
+    return np.unique(starts[table.rows[hungry, 1]] // SECOND)
+
+
+def _starved(plan: Plan, table: Table) -> Iterator[str]:
+    seconds = starved_seconds(plan, table)
+    spans = [("the run", 0, plan.end_us)]
+    spans += [(phase.name, phase.start_us, phase.end_us) for phase in plan.phases]
+    spans += [(fault.fault, fault.inject_us, fault.heal_us) for fault in plan.faults]
+    for name, start_us, end_us in spans:
+        inside = int(((seconds >= start_us // SECOND) & (seconds * SECOND < end_us)).sum())
+        length_s = (end_us - start_us) / SECOND
+        if inside >= STARVED_LEAST_S and inside > STARVED_SHARE * length_s:
+            yield (
+                f"the harness was the bottleneck: requests waited while its loop never idled in "
+                f"{inside} s of {name}"
+            )
+            return
+
+
+def load_report(plan: Plan, table: Table, windows: Windows) -> LoadReport:
+    """The whole run's sums and the harness's own health."""
+    span_s = plan.end_us / SECOND
+    planned = sum(sum(row) for row in plan.planned)
+    return LoadReport(
+        planned=planned,
+        sent=table.total(Series.SEND_LAG),
+        expired=table.total(Outcome.EXPIRED),
+        unsent=table.total(Outcome.UNSENT),
+        lost=table.total(Outcome.LOST),
+        ok=table.total(Outcome.OK),
+        failed=table.total(Outcome.FAILED),
+        timed_out=table.total(Outcome.TIMED_OUT),
+        abandoned=table.total(Outcome.ABANDONED),
+        in_flight=table.total(Outcome.IN_FLIGHT),
+        attempts=table.total(Series.ATTEMPT),
+        offered_rps=planned / span_s,
+        achieved_rps=_answers(plan, table, windows) / span_s,
+        lane_wait_ms=_spread(plan, table, Series.LANE_WAIT),
+        send_lag_ms=_spread(plan, table, Series.SEND_LAG),
+        starved_s=len(starved_seconds(plan, table)),
+    )
+
+
+def _answers(plan: Plan, table: Table, windows: Windows) -> int:
+    """Answers received inside the phases: all but those without HTTP and those after the end.
+
+    An answer's end is known to within its slice; half a slice is the error of each late one.
+    """
+    unanswered = {str(how) for how in Broken}
+    named = table.why[table.why[:, 3] == OUTCOME_CODE[Outcome.FAILED]]
+    broken = sum(int(n) for *_, name, n in named if table.why_names[int(name)] in unanswered)
+    answered = table.total(Outcome.OK) + table.total(Outcome.FAILED) - broken
+    return answered - sum(_after_end(plan, table, windows, kind) for kind in range(len(plan.kinds)))
+
+
+def _after_end(plan: Plan, table: Table, windows: Windows, kind: int) -> int:
+    sets = table.block(Series.LATENCY, "ok", kind)
+    first = windows.first_slice[table.sets[sets][:, 3]]
+    left_us = plan.end_us - (windows.starts[first] + windows.ends[first]) // 2
+    limit = np.array([index_of(int(us)) for us in left_us], dtype=np.int64)
+    entries = table.entries(sets)
+    late = table.index[entries] > limit[table.owners(sets)]
+    return int(table.count[entries][late].sum())
+
+
+def _spread(plan: Plan, table: Table, series: Series) -> Spread:
+    total = sum(
+        (
+            table.dense(sets, np.ones(sets.stop - sets.start, dtype=np.bool_))
+            for kind in range(len(plan.kinds))
+            for sets in [table.block(series, "", kind)]
+        ),
+        start=np.zeros(1, dtype=np.int64),
+    )
+    cumulative = np.cumsum(total)
+    n = int(cumulative[-1])
+
+    def at(rank: int) -> Number:
+        return highest_of(int(np.searchsorted(cumulative, rank, side="left"))) / 1000
+
+    if n == 0:
+        return Spread(None, None, None)
+    return Spread(at(-(-n // 2)), at(-(-n * 99 // 100)), at(n))
