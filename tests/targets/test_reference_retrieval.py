@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from urllib.parse import quote
 
 import pytest
 from reference_world import Answer, World, play, post, retrieval
 
+from survive.catalog import builtin_root
 from survive.transport import Request
 
 NAME = "retrieval-0"
@@ -36,6 +38,13 @@ def test_a_search_gives_the_best_five_in_order() -> None:
 def test_the_corpus_depends_on_the_seed_alone() -> None:
     request = search("latency of the gateway")
     assert asked(request)[0].body == asked(request)[0].body
+
+
+def test_the_queries_of_the_shipped_scenarios_find_something() -> None:
+    rows = (builtin_root() / "scenarios" / "queries.jsonl").read_text("utf-8").splitlines()
+    answers = asked(*(search(json.loads(row)["query"]) for row in rows))
+    found = [len(answer.json["results"]) for answer in answers]
+    assert len(found) >= 50 and found.count(0) <= len(found) // 20
 
 
 HOSTILE = [
