@@ -528,3 +528,26 @@ def test_the_same_run_twice_is_the_same() -> None:
     first = play(main)
     assert len(first) == 180
     assert first == play(main)
+
+
+@pytest.mark.parametrize("victim", [GATE, NAMES[0]])
+def test_a_node_killed_under_load_ends_without_a_word(victim: str) -> None:
+    async def main(world: World) -> list[str]:
+        world.boot(NAMES[0], replica.make_app)
+        world.boot_gateway(NAMES[0])
+        await world.sleep(0.3)
+        asking = [asyncio.create_task(world.ask(GATE, chat(tokens=40))) for _ in range(5)]
+        await world.sleep(0.3)
+        node = world.nodes[victim]
+        node.kill()
+        answers = await asyncio.gather(*asking)
+        assert all(answer.broken and not answer.complete for answer in answers)
+        if victim == GATE:
+            world.boot_gateway(NAMES[0])
+        else:
+            world.boot(victim, replica.make_app)
+        await world.sleep(1.0)
+        assert (await world.ask(GATE, chat())).complete
+        return list(node.log)
+
+    assert play(main) == []
