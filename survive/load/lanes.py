@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import socket
 import time
 from collections.abc import Callable
@@ -35,8 +36,7 @@ from survive.units import SECOND
 SPIN_US = 60  # idle spin before an arrival: p50 of the lag falls from 17 to 5 us
 SWEEP_S = 0.05  # how often deadlines are looked at
 BLOCKED_NS = 20_000  # a shorter poll found something ready: it was no idling
-# Below 5 % a second counts as never idle. A saturated loop still shows up to 1.5 % (measured at
-# 60k/s), since polls that a neighbour's process interrupts look like waiting.
+# Below 5 % a second counts as never idle: single waits happen in a saturated loop too.
 IDLE_FLOOR_US = 50_000
 STALE_GRACE_US = 5_000  # beyond two connect times a close is no crossing of an idle close
 STALE_MAX_US = 250_000
@@ -96,6 +96,7 @@ class Engine:
         self._armed: int | None = None
         self._second = 0
         self._waited = self._idle_ns = self._blocked_at_ns = 0
+        self._switches = 0  # voluntary ones of this thread, at the last idle poll
         self._counted = False  # this turn's poll is in _idle_ns already
         self._running = False
         self._watch_alarm = self.loop.io(self._alarm.fd, _READ)
@@ -247,12 +248,16 @@ class Engine:
         self._blocked_at_ns = time.monotonic_ns()
 
     def _after_block(self) -> None:
+        """A poll was idle time if it was long and really gave up the processor: one that a
+        neighbour's process interrupted was long too, and yet something was ready all the time."""
         span = time.monotonic_ns() - self._blocked_at_ns
+        self._counted = False
         if span >= BLOCKED_NS:
-            self._idle_ns += span
-            self._counted = True
-        else:
-            self._counted = False
+            switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+            if switches != self._switches:
+                self._switches = switches
+                self._idle_ns += span
+                self._counted = True
 
     def _guarded(self, callback: Callable[[], None]) -> Callable[[], None]:
         """gevent prints what a hub callback raises and goes on; we must not."""
