@@ -29,6 +29,7 @@ from survive.clock import LoopClock
 from survive.load.memory import MemoryLoad
 from survive.load.template import CompiledKind
 from survive.plan.model import Plan
+from survive.record.hdr import highest_of
 from survive.record.samples import Frame, Series
 from survive.transport import Broken, CallFailedError, Request, Response
 from survive.units import MS, SECOND
@@ -423,3 +424,30 @@ class CountingLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._time
+
+
+class FreezingTransport:
+    """Answers in no time, but in [3 s, 5 s) only at its end."""
+
+    async def call(self, address: str, request: Request, *, timeout_s: float) -> Response:
+        now = asyncio.get_running_loop().time()
+        await asyncio.sleep(5.0 - now if 3.0 <= now < 5.0 else 0.0)
+        return ScriptedResponse("ok")
+
+
+def test_the_same_freeze_in_virtual_time_is_exact() -> None:
+    kind = make_kind(name="ok", timeout_us=10 * SECOND)
+    plan = make_plan([kind], rps=200, for_us=8 * SECOND, lanes=20)
+    tally = Tally()
+    loop = CountingLoop()
+    try:
+        load = MemoryLoad(plan, [kind], FreezingTransport(), LoopClock(0.0), "x:1")
+        loop.run_until_complete(load.run(tally.add, asyncio.Event()))
+    finally:
+        loop.close()
+    assert tally.outcomes() == {"ok": 1600}
+    assert abs(tally.quantile(Series.LATENCY, 0.9) - 1_200_000) <= 3_000
+    # Twenty were sent into the freeze; the others waited for lanes, which is the target's doing.
+    assert sum(c for i, c in tally.merged(Series.SERVICE_TIME).items() if highest_of(i) > MS) == 20
+    assert tally.quantile(Series.SEND_LAG, 1.0) <= MS
+    assert tally.n(Series.STARVED) == 0
