@@ -36,7 +36,7 @@ def _address(end: socket.socket) -> str:
 def _bound(address: tuple[str, int]) -> socket.socket:
     """A socket that holds a port without listening: connecting to it is refused."""
     family, _, _, _, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
-    end = socket.socket(family, socket.SOCK_STREAM)
+    end = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named: see TCP_NODELAY
     try:
         end.setblocking(False)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

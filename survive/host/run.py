@@ -57,9 +57,6 @@ class Host(Protocol):
     async def agent_gone(self) -> str:
         """Return, with the reason, when the agent has died on its own; else never."""
 
-    async def heal_without_agent(self) -> list[dict[str, Json]]:
-        """The agent is dead: heal from the ledger; what is not proven, as AgentPort.stop."""
-
 
 class Display(Protocol):
     """Watches a run; never changes it."""
@@ -219,7 +216,7 @@ class Run:
             return list(await self.host.agent.stop())
         except SurviveError as error:
             ended.update(ended="agent_died", detail=error.message)
-            return list(await self.host.heal_without_agent())
+            return []
 
 
 class AgentGoneError(HarnessError):

@@ -72,7 +72,19 @@ async def _perform(
         run.emit(name, fields)
 
     executor = InLoopExecutor(context.catalog, driver, clock, transport)
-    agent = Agent(context.run_id, context.catalog, ledger, driver, executor, clock, emit)
+    agent = Agent(
+        context.run_id,
+        context.catalog,
+        ledger,
+        driver,
+        executor,
+        clock,
+        emit,
+        seed=context.plan.seed,
+        start_within_us={
+            s.name: s.health.within_us for s in context.scenario.target.services.values()
+        },
+    )
     host = VirtualHost(context, agent, clock, transport)
     run = Run(context.scenario, context.plan, host, writer, display, Stop())
     return await run.perform()
@@ -137,8 +149,4 @@ class VirtualHost:
     async def agent_gone(self) -> str:
         """Never: it is this process."""
         await asyncio.Event().wait()
-        raise AssertionError
-
-    async def heal_without_agent(self) -> list[dict[str, Json]]:
-        """Never needed: see agent_gone."""
         raise AssertionError
