@@ -1,0 +1,164 @@
+"""node.*: seen by the data path and the operating system, whatever inject and heal report."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from faultscene import plan, play, spec
+
+from survive.catalog import Catalog
+from survive.chaos import processes
+from survive.contracts import Active, Injection, Needs
+
+HELD = ["node.pause", "node.down"]
+HOSTS = ["virtual", "process"]
+
+
+def assert_proven(scene, left):
+    assert scene.looks("before") == ["no"] * 3
+    assert set(scene.looks("during")[1:]) == {"yes"}     # the first lies within the guard
+    [proven] = scene.named("heal_proven")
+    assert proven["proven"] is True and proven["by_own_heal"] is True, proven
+    assert left == []
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("kind", HELD)
+def test_a_held_fault_bites_is_healed_and_both_are_proven(kind, host, tmp_path):
+    scene, _, left = play(host, tmp_path, lambda s: s.life(plan(kind)))
+    assert_proven(scene, left)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_kill_is_seen_and_the_replica_comes_back(host, tmp_path):
+    async def body(scene):
+        old = scene.driver.replicas("inference")
+        await scene.life(plan("node.kill", None))
+        for _ in range(100):
+            new = scene.driver.replicas("inference")
+            if new != old:
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
+    scene, came_back, left = play(host, tmp_path, body)
+    assert came_back
+    assert scene.looks("before") == ["no"] * 3 and scene.looks("during")[-1] == "yes"
+    assert left == []
+
+
+@pytest.mark.parametrize("kind", ["node.kill", *HELD])
+def test_an_inject_that_does_nothing_is_never_seen_active(kind, tmp_path):
+    for_s = None if kind == "node.kill" else 2
+    scene, _, _ = play("virtual", tmp_path, lambda s: s.life(plan(kind, for_s)),
+                       sabotage=["inject"])
+    assert scene.named("fault_injected")[0]["error"] is None
+    assert set(scene.looks("during")) == {"no"}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_pause_whose_heal_does_nothing_is_ended_by_the_next_rung_and_unproven(host, tmp_path):
+    scene, _, left = play(host, tmp_path, lambda s: s.life(plan("node.pause")), sabotage=["heal"])
+    assert [e["rung"] for e in scene.named("fault_healed")] == ["undo", "disable"]
+    assert scene.named("heal_proven")[0]["by_own_heal"] is False
+    assert len(left) == 1
+
+
+def test_down_is_healed_by_the_release_so_that_is_what_can_be_sabotaged(tmp_path):
+    async def body(scene):
+        scene.driver.release = lambda spec: None
+        await scene.life(plan("node.down"))
+
+    scene, _, left = play("virtual", tmp_path, body)
+    assert scene.named("heal_proven")[0]["proven"] is False
+    assert len(left) == 1
+
+
+def test_down_stays_down_though_the_supervisor_would_restart_it(tmp_path):
+    scene, _, _ = play("virtual", tmp_path, lambda s: s.life(plan("node.down"), for_s=20))
+    assert scene.looks("during").count("yes") >= 79
+
+
+def test_a_restart_under_a_pause_shows_as_not_active(tmp_path):
+    """Somebody else kills the paused process: its successor is not paused, and it is told."""
+
+    async def body(scene):
+        async def kill_it():
+            await asyncio.sleep(0.5)
+            for victim in scene.driver.replicas("inference"):
+                await scene.driver.open(victim, Needs.REPLICA).kill()
+
+        killer = asyncio.create_task(kill_it())
+        await scene.life(plan("node.pause"), for_s=2.0)
+        await killer
+
+    scene, _, _ = play("virtual", tmp_path, body)
+    assert "no" in scene.looks("during")
+
+
+def look(scene, kind, victim, before=None):
+    fault = Catalog().fault(kind)
+    injection = Injection("x#1", "x", kind, {}, victim, 0, 1)
+    return fault.observe(injection, scene.driver.open(victim, Needs.REPLICA), before)
+
+
+@pytest.mark.parametrize("kind", ["node.kill", *HELD])
+def test_a_neighbour_of_the_victim_looks_innocent(kind, tmp_path):
+    """The negative control: the fault is on, elsewhere."""
+
+    async def body(scene):
+        await scene.agent.prepare(plan(kind, None if kind == "node.kill" else 2))
+        await scene.agent.inject("one")
+        hit = scene.named("fault_injected")[0]["target"]
+        [other] = [v for v in scene.driver.replicas("inference") if v.replica_id != hit]
+        return (await look(scene, kind, other)).active
+
+    assert play("virtual", tmp_path, body)[1] is Active.NO
+
+
+def test_a_replica_that_is_slow_but_runs_is_not_taken_for_paused(tmp_path):
+    """Silence alone proves no pause where the operating system says that the process runs."""
+
+    class Silent:
+        def __init__(self, real, state):
+            self.real, self.state, self.spec = real, state, real.spec
+            self.transport, self.clock = self, real.clock
+
+        async def call(self, address, request, *, timeout_s):
+            from survive.transport import Broken, CallFailedError
+
+            raise CallFailedError(Broken.TIMEOUT)
+
+        async def os_state(self):
+            return self.state
+
+    async def body(scene):
+        fault = Catalog().fault("node.pause")
+        victim = scene.driver.replicas("inference")[0]
+        injection = Injection("x#1", "x", "node.pause", {}, victim, 0, 1)
+        real = scene.driver.open(victim, Needs.REPLICA)
+        return [(await fault.observe(injection, Silent(real, state), None)).active
+                for state in ("S", "R", "T", "")]
+
+    assert play("virtual", tmp_path, body)[1] == ["unknown", "unknown", "yes", "yes"]
+
+
+def test_heal_is_idempotent_and_legal_without_inject_and_on_the_gone(tmp_path):
+    async def body(scene):
+        fault = Catalog().fault("node.pause")
+        victim = scene.driver.replicas("inference")[0]
+        injection = Injection("x#1", "x", "node.pause", {}, victim, 0, 1)
+        handle = scene.driver.open(victim, Needs.REPLICA)
+        await fault.heal(injection, handle)
+        await fault.heal(injection, handle)
+        alive = processes.exists(victim.pid, victim.start_time)
+        await handle.kill()
+        await fault.heal(injection, handle)
+        return alive
+
+    assert play("process", tmp_path, body, target=spec(1, None))[1] is True
+
+
+def test_an_external_target_offers_no_replica_to_hit(tmp_path):
+    assert Catalog().fault("node.kill").preflight(None, []) == []
