@@ -67,9 +67,7 @@ def scenario(
 ):
     phases = phases or (phase("warm", 0, 2, rps, warm_up=True), phase("main", 2, end_s, rps))
     kinds = {
-        "chat": RequestKind(
-            "chat", 0.6, "POST", "/chat", json={"stream": True}, timeout_us=5 * S
-        ),
+        "chat": RequestKind("chat", 0.6, "POST", "/chat", json={"stream": True}, timeout_us=5 * S),
         "search": RequestKind("search", 0.4, "GET", "/search", timeout_us=2 * S),
     }
     services = {
@@ -148,8 +146,7 @@ class Story:
         return sorted(found, key=lambda item: (item[0], item[1]))
 
     def _events(self, plan):
-        yield -5 * S, "run_started", {"host": self.host, "grades": {
-            name: "real" for name in self.scenario.faults}}  # fmt: skip
+        yield -5 * S, "run_started", {"host": self.host, "grades": dict.fromkeys(self.scenario.faults, "real")}  # fmt: skip
         for fault in plan.faults:
             yield from self._fault_events(fault)
         if self.stopped:

@@ -179,7 +179,12 @@ class Table:
     def load(cls, path: Path) -> tuple[Table, dict[str, str]]:
         """The table and its seals. RecordError if missing, damaged or of another version."""
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            stream = io.BytesIO(path.read_bytes())
+            with zipfile.ZipFile(stream) as archive:  # numpy parses before it checks sums
+                if broken := archive.testzip():
+                    raise ValueError(f"{broken} does not match its checksum")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as stored:
                 if int(stored["version"]) != VERSION:
                     raise RecordError(f"{path} has version {int(stored['version'])}, not {VERSION}")
                 data = {f.name: stored[f.name] for f in fields(cls)}

@@ -100,7 +100,8 @@ def test_an_empty_set_is_no_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [Counts([5, 5], [1, 1]), Counts([5, 4], [1, 1]), Counts([5], [0]), Counts([BUCKETS], [1])]
+    "bad",
+    [Counts([5, 5], [1, 1]), Counts([5, 4], [1, 1]), Counts([5], [0]), Counts([BUCKETS], [1])],
 )
 def test_counts_that_are_no_histogram_are_refused(bad):
     with pytest.raises(ValueError, match="cannot be written"):

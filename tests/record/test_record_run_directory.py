@@ -273,6 +273,25 @@ def test_a_record_that_is_not_whole_is_an_error_and_never_a_verdict(tmp_path, br
         Record.load(folder)
 
 
+def test_random_damage_to_the_table_never_goes_unnoticed(tmp_path):
+    folder = Story(SHORT).write(tmp_path / "run")
+    whole, _ = Table.load(folder / "table.npz")
+    data = (folder / "table.npz").read_bytes()
+    rng, refused = random.Random(5), 0
+    for _ in range(300):
+        broken = bytearray(data)
+        for _ in range(rng.choice([1, 1, 3, 20])):
+            broken[rng.randrange(len(broken))] = rng.randrange(256)
+        (folder / "table.npz").write_bytes(broken[: rng.choice([len(broken), 900])])
+        try:
+            table, _ = Table.load(folder / "table.npz")
+        except RecordError:
+            refused += 1
+        else:  # only a byte that means nothing (a date, a flag) was hit
+            assert table.same(whole)
+    assert refused > 250
+
+
 def test_an_empty_or_missing_folder_is_no_record(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(RecordError):
@@ -321,5 +340,3 @@ def test_a_long_run_is_kept_in_columns(tmp_path):
     table = builder.finish()
     assert len(table.sets) < 160
     assert table.total(Outcome.OK) == 59 * 2 * len(plan.slices)
-
-
