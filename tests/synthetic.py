@@ -146,7 +146,8 @@ class Story:
         return sorted(found, key=lambda item: (item[0], item[1]))
 
     def _events(self, plan):
-        yield -5 * S, "run_started", {"host": self.host, "grades": dict.fromkeys(self.scenario.faults, "real")}  # fmt: skip
+        grades = dict.fromkeys(self.scenario.faults, "real")
+        yield -5 * S, "run_started", {"host": self.host, "grades": grades}
         for fault in plan.faults:
             yield from self._fault_events(fault)
         if self.stopped:

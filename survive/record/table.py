@@ -38,6 +38,7 @@ from survive.record.samples import BAD, HARNESS, Counts, Key, Outcome, Series
 from survive.units import SECOND
 
 I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
 U16 = npt.NDArray[np.uint16]
 
 VERSION = 1
@@ -109,7 +110,7 @@ class Table:
     sets: I64
     ends: I64
     index: U16
-    count: I64
+    count: I32  # of a bucket of one segment: 10M/s for a minute stay far below 2^31
     who: I64
     who_names: tuple[str, ...]
     why: I64
@@ -199,7 +200,9 @@ class Table:
         for name in ("who_names", "why_names"):
             data[name] = tuple(str(value) for value in data[name])
         wide = {
-            name: values if isinstance(values, tuple) or name == "index" else values.astype("i8")
+            name: values
+            if isinstance(values, tuple) or name in {"index", "count"}
+            else values.astype(np.int64)
             for name, values in data.items()
         }
         return cls(**wide), seals
@@ -239,7 +242,7 @@ class TableBuilder:
         self._rows: I64 = np.zeros((256, 3), dtype=np.int64)
         self._counts: I64 = np.zeros((256, len(COLUMN)), dtype=np.int64)
         self._open: dict[tuple[int, int, int, int, int], dict[int, int]] = {}
-        self._packed: dict[tuple[int, int, int, int, int], tuple[U16, I64]] = {}
+        self._packed: dict[tuple[int, int, int, int, int], tuple[U16, I32]] = {}
         self._newest = 0
         self._who: dict[tuple[int, int, int, int, str], int] = {}
         self._why: dict[tuple[int, int, int, int, str], int] = {}
@@ -300,7 +303,7 @@ class TableBuilder:
             indices = sorted(merged)
             self._packed[place] = (
                 np.array(indices, dtype=np.uint16),
-                np.array([merged[index] for index in indices], dtype=np.int64),
+                np.array([merged[index] for index in indices], dtype=np.int32),
             )
 
     def _add_names(self, key: Key, kind: int, segment: int, total: int) -> None:
@@ -325,7 +328,7 @@ class TableBuilder:
             sets=np.array(places, dtype=np.int64).reshape(-1, 5),
             ends=np.cumsum([len(indices) for indices, _ in packed], dtype=np.int64),
             index=np.concatenate([i for i, _ in packed] or [np.zeros(0, dtype=np.uint16)]),
-            count=np.concatenate([c for _, c in packed] or [np.zeros(0, dtype=np.int64)]),
+            count=np.concatenate([c for _, c in packed] or [np.zeros(0, dtype=np.int32)]),
             who=who,
             who_names=who_names,
             why=why,
