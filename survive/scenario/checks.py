@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from survive.catalog import Catalog, nearest
 from survive.contracts import Fault, Json, Needs
 from survive.errors import SurviveError
-from survive.scenario.data import Variable, data_problem, texts, variables
+from survive.scenario.data import Variable, data_problem, variables
 from survive.scenario.grammar import Draft
-from survive.scenario.grammar import Path as Loc
 from survive.scenario.model import (
     Expect,
     FaultPlan,
@@ -39,7 +38,9 @@ from survive.scenario.models import (
     ScenarioModel,
 )
 from survive.scenario.settings import check_bare, parse_settings, setting_problems
-from survive.scenario.tree import at
+from survive.scenario.target import PLUGINS_HINT, TargetSource
+from survive.scenario.tree import Path as Loc
+from survive.scenario.tree import strings
 from survive.units import SECOND, UnitError, duration_us, share, show_rps, show_us
 
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -62,20 +63,53 @@ class Check:
     model: ScenarioModel
     draft: Draft
     target: TargetSpec | None
-    target_sound: bool
+    source: TargetSource | None
     catalog: Catalog
     folder: Path
     stored: bool = False
     warnings: list[str] = field(default_factory=list)
+    known_kinds: dict[str, Path] = field(default_factory=dict)  # looked up once
+    loaded: dict[str, Fault] = field(default_factory=dict)
 
     def wrong(self, path: Loc, message: str, hint: str = "", *, key: bool = False) -> None:
         """See Draft.wrong."""
         self.draft.wrong(path, message, hint, key=key)
 
     @property
+    def spec(self) -> TargetSpec:
+        """The target; ask only for the parts that it ``knows``."""
+        assert self.target is not None
+        return self.target
+
+    def knows(self, *part: str) -> bool:
+        """The target could be read, and this part of it as it stands."""
+        return self.target is not None and self.source is not None and self.source.sound(*part)
+
+    @property
+    def services(self) -> list[str]:
+        """Names of services, broken ones included."""
+        return self.source.names("services") if self.source is not None else []
+
+    @property
+    def links(self) -> list[str]:
+        """Links that a fault can act on. An external target offers only the way in."""
+        if self.target is None or self.source is None:
+            return []
+        inner = [] if self.target.driver == "external" else self.source.names("links")
+        return [*inner, self.target.entry_link]
+
+    @property
     def kinds(self) -> list[str]:
         """Names of request kinds, broken ones included."""
         return self.draft.names("requests")
+
+    @property
+    def phases(self) -> list[str]:
+        """Names of phases, as written: broken ones are no less known."""
+        items = self.draft.node("load", "phases")
+        nodes = items.value if items is not None and isinstance(items.value, list) else []
+        named = (node.get("name") for node in nodes)
+        return [*dict.fromkeys(str(name.value) for name in named if name is not None)]
 
     @property
     def streamed(self) -> list[str]:
@@ -166,10 +200,10 @@ def _check_templates(check: Check, name: str, model: RequestModel) -> None:
     path: Loc = ("requests", name)
     rows: set[str] = set()
     for key in (*METHODS, "json", "headers"):
-        value = getattr(model, "body" if key == "json" else key)
-        for text in texts(value):
+        node = check.draft.node(*path, key)
+        for below, text in strings(node) if node is not None else ():
             for variable in variables(text):
-                _check_variable(check, (*path, key), text, variable)
+                _check_variable(check, (*path, key, *below), variable)
                 if variable.source == "row":
                     rows.add(variable.name)
     if model.data is None:
@@ -188,33 +222,18 @@ def _check_templates(check: Check, name: str, model: RequestModel) -> None:
             check.wrong((*path, "data"), f"{model.data}: {problem.message}", problem.hint)
 
 
-def _check_variable(check: Check, path: Loc, text: str, variable: Variable) -> None:
-    place = _place_of(check, path, text)
+def _check_variable(check: Check, path: Loc, variable: Variable) -> None:
     if not variable.source:
         check.wrong(
-            place, f"{variable.text} is not a template", "write {{ row.name }} or {{ target.name }}"
+            path,
+            f"{variable.text} is not a template",
+            "write {{ row.name }} or {{ target.name }}",
         )
-    elif variable.source == "target" and check.target is not None and check.target_sound:
-        known = [*check.target.vars]
+    elif variable.source == "target" and check.knows("vars"):
+        known = [*check.spec.vars]
         if variable.name not in known:
             hint = nearest(variable.name, known) or "the target file has no vars"
-            check.wrong(place, f"the target has no var {variable.name!r}", hint)
-
-
-def _place_of(check: Check, path: Loc, text: str) -> Loc:
-    """The path of a string below a path, so that the problem shows where it really stands."""
-    node = at(check.draft.root, *path)
-    if node.value == text:
-        return path
-    if isinstance(node.value, dict):
-        steps: list[str | int] = [*node.value]
-    else:
-        steps = [*range(len(node.value))] if isinstance(node.value, list) else []
-    for step in steps:
-        below = _place_of(check, (*path, step), text)
-        if at(check.draft.root, *below).value == text:
-            return below
-    return path
+            check.wrong(path, f"the target has no var {variable.name!r}", hint)
 
 
 # ------------------------------------------------------------------------------------ load
@@ -258,7 +277,7 @@ def _phase(
     end_rps = (asked if asked is not None else Fraction(1)) * factor
     if end_rps > MAX_RPS:
         key = "rate" if model.rate is not None else "ramp_to"
-        check.wrong((*path, key), f"{show_rps(float(end_rps))} after scale is over 10M/s")
+        check.wrong((*path, key), f"{float(end_rps):,.0f}/s after scale is over 10M/s")
     ramp = model.rate is None and model.ramp_to is not None and bool(before)
     return Phase(
         name=model.name,
@@ -370,32 +389,49 @@ def _kind(check: Check, path: Loc, model: FaultModel) -> Fault | None:
     if check.stored:
         return None
     try:
-        known = check.catalog.fault_kinds()
+        known = check.known_kinds
+        if not known:
+            known.update(check.catalog.fault_kinds())
         if kind not in known:
             check.wrong((*path, "kind"), f"unknown fault kind {kind!r}", _kind_hint(check, kind))
             return None
         _check_allowed(check, (*path, "kind"), kind)
-        return check.catalog.fault(kind)
+        if kind not in check.loaded:
+            check.loaded[kind] = check.catalog.fault(kind)
+        fault = check.loaded[kind]
     except SurviveError as error:
         check.wrong((*path, "kind"), error.message, error.hint)
     except Exception as error:  # a plug-in's own code, executed on import
         check.wrong((*path, "kind"), f"{known[kind]} cannot be loaded: {error}"[:200])
+    else:
+        return _complete(check, (*path, "kind"), fault)
     return None
+
+
+def _complete(check: Check, path: Loc, fault: Fault) -> Fault | None:
+    """The fault if its class declares what the checks ask of it."""
+    missing = [name for name in ("held", "needs", "settings") if not hasattr(fault, name)]
+    if missing:
+        check.wrong(path, f"the class of {fault.kind} does not declare {', '.join(missing)}")
+        return None
+    if not is_dataclass(fault.settings):
+        check.wrong(path, f"the settings of {fault.kind} are no dataclass")
+        return None
+    return fault
 
 
 def _kind_hint(check: Check, kind: str) -> str:
     if not check.catalog.plugins and kind in Catalog(check.catalog.start).fault_kinds():
-        return "a fault of your own folders: allow their code with --plugins"
-    return nearest(kind, check.catalog.fault_kinds())
+        return PLUGINS_HINT
+    return nearest(kind, check.known_kinds)
 
 
 def _check_allowed(check: Check, path: Loc, kind: str) -> None:
     family = kind.partition(".")[0]
-    target = check.target
-    if target is not None and check.target_sound and family not in target.allow_faults:
+    if check.knows("allow") and family not in check.spec.allow_faults:
         check.wrong(
             path,
-            f"target {target.name!r} does not allow {family!r} faults",
+            f"target {check.spec.name!r} does not allow {family!r} faults",
             f"add {family} to its allow.faults",
         )
 
@@ -428,35 +464,25 @@ def _check_needs(check: Check, path: Loc, model: FaultModel, fault: Fault) -> No
 
 
 def _choices(check: Check, needed: str) -> str:
-    if check.target is None:
-        return ""
-    known = _links(check.target) if needed == "link" else [*check.target.services]
-    return f"one of: {', '.join(known)}"
-
-
-def _links(target: TargetSpec) -> list[str]:
-    """Links that a fault can act on. An external target offers only the way in."""
-    inner = [] if target.driver == "external" else [*target.links]
-    return [*inner, target.entry_link]
+    known = check.links if needed == "link" else check.services
+    return f"one of: {', '.join(known)}" if known else ""
 
 
 def _check_settings(check: Check, path: Loc, model: FaultModel, fault: Fault) -> None:
     if not check.draft.sound(*path, "with"):
         return
+    known = {setting.name for setting in fields(fault.settings)}
     problems = setting_problems(fault.settings, model.with_)
-    known = {f.name for f in fields(fault.settings)}
     for problem in problems:
-        inside = problem.setting in model.with_
-        where = (*path, "with", problem.setting) if inside else (*path, "with")
-        unknown = inside and problem.setting not in known
-        check.wrong(
-            where,
-            f"{model.kind}: {problem.setting!r} {problem.message}"
-            if (unknown or not inside)
-            else problem.message,
-            problem.hint,
-            key=unknown or not inside,
-        )
+        name = problem.setting
+        if name not in model.with_:
+            where = (*path, "with") if check.draft.node(*path, "with") is not None else path
+            check.wrong(where, f"{model.kind}: {name!r} {problem.message}", key=True)
+        elif name not in known:
+            said = f"{model.kind} has no setting {name!r}"
+            check.wrong((*path, "with", name), said, problem.hint, key=True)
+        else:
+            check.wrong((*path, "with", name), problem.message, problem.hint)
     if not problems:
         try:
             parse_settings(fault.settings, model.with_)
@@ -465,79 +491,64 @@ def _check_settings(check: Check, path: Loc, model: FaultModel, fault: Fault) ->
 
 
 def _check_victims(check: Check, path: Loc, model: FaultModel, fault: Fault | None) -> None:
-    target = check.target
-    if target is None or not check.target_sound:
+    if check.target is None:
         return
-    if model.service is not None:
-        service = target.services.get(model.service)
-        if service is None:
-            check.wrong(
-                (*path, "service"),
-                f"unknown service {model.service!r}",
-                nearest(model.service, [*target.services]),
-            )
-        else:
-            _check_service(check, path, model, fault, service)
-    if model.link is not None and model.link not in _links(target):
-        external = target.driver == "external"
-        check.wrong(
-            (*path, "link"),
-            f"unknown link {model.link!r}",
-            f"of an external target only the way in can be hit: {target.entry_link}"
-            if external
-            else nearest(model.link, _links(target)),
-        )
+    if model.service is not None and model.service not in check.services:
+        hint = nearest(model.service, check.services)
+        check.wrong((*path, "service"), f"unknown service {model.service!r}", hint)
+    elif model.service is not None and check.knows("services", model.service):
+        _check_service(check, path, model, fault, check.spec.services[model.service])
+    if model.link is not None and model.link not in check.links and check.knows("entry"):
+        hint = nearest(model.link, check.links)
+        if check.spec.driver == "external":
+            hint = f"of an external target only {check.spec.entry_link} can be hit"
+        check.wrong((*path, "link"), f"unknown link {model.link!r}", hint)
 
 
 def _check_service(
     check: Check, path: Loc, model: FaultModel, fault: Fault | None, service: Service
 ) -> None:
     if model.count is not None and model.count > service.replicas:
+        plural = "s" if service.replicas != 1 else ""
         check.wrong(
             (*path, "count"),
-            f"{model.count} is more than the {service.replicas} "
-            f"replica{'s' if service.replicas != 1 else ''} of {service.name}",
+            f"{model.count} is more than the {service.replicas} replica{plural} of {service.name}",
         )
-    if fault is not None and fault.needs is Needs.GPU and not service.gpu:
-        having = [s.name for s in (check.target.services.values() if check.target else ()) if s.gpu]
-        check.wrong(
-            (*path, "service"),
-            f"{service.name!r} has no GPU",
-            f"with one: {', '.join(having)}" if having else "no service has `gpu:`",
-        )
-    if fault is not None and check.target is not None and check.target.driver == "external":
+    if fault is None:
+        return
+    if check.spec.driver == "external":
         check.wrong(
             (*path, "service"),
             "an external target's replicas are not ours to break",
-            f"use link: {check.target.entry_link}",
+            f"use a fault on link: {check.spec.entry_link}",
         )
+    elif fault.needs is Needs.GPU and not service.gpu:
+        having = ", ".join(s.name for s in check.spec.services.values() if s.gpu)
+        hint = f"with one: {having}" if having else "no service has `gpu:`"
+        check.wrong((*path, "service"), f"{service.name!r} has no GPU", hint)
 
 
 def _moment(check: Check, path: Loc, text: str, load: LoadSpec) -> int | None:
     """``30s`` from the start, or ``production + 8s`` from the start of a phase."""
-    names = {p.name: p for p in load.phases}
+    if not check.draft.sound(*path):
+        return None
     after_phase = _AT.fullmatch(text.strip())
     try:
         if after_phase is None:
-            if text.strip() in names:
-                check.wrong(path, f"{text!r} is a phase, not a moment", f"write {text} + 0s")
-                return None
-            check_bare(text, "30s or production + 8s")
             return duration_us(text)
         offset = duration_us(after_phase[2])
     except UnitError:
-        bare = re.fullmatch(r"[0-9.]+", text.strip()) is not None
-        check.wrong(
-            path,
-            f"{text} has no unit" if bare else f"{text!r} is not a moment",
-            "write it like 30s or production + 8s",
-        )
+        is_phase = text.strip() in check.phases
+        wrong = "is a phase, not a moment" if is_phase else "is not a moment"
+        hint = f"write {text} + 0s" if is_phase else "write it like 30s or production + 8s"
+        check.wrong(path, f"{text!r} {wrong}", hint)
         return None
-    phase = names.get(after_phase[1])
-    if phase is None:
-        check.wrong(path, f"unknown phase {after_phase[1]!r}", nearest(after_phase[1], [*names]))
-        return None
-    return phase.start_us + offset
+    for phase in load.phases:
+        if phase.name == after_phase[1]:
+            return phase.start_us + offset
+    hint = nearest(after_phase[1], check.phases)
+    check.wrong(path, f"unknown phase {after_phase[1]!r}", hint)
+    return None
 
 
 def check_recoveries(
@@ -709,12 +720,11 @@ def _check_window(check: Check, path: Loc, text: str) -> None:
             check.wrong(path, "no phase with a constant rate outside warm-up makes up `steady`")
         return
     kind, colon, name = text.partition(":")
-    phases = [p.name for p in check.model.load.phases]
-    sets = {"phase": phases, "fault": faults, "recovery": faults}
+    sets = {"phase": check.phases, "fault": faults, "recovery": faults}
     if not colon or kind not in sets:
         known = [*words, "phase:NAME", "fault:NAME", "recovery:NAME"]
         check.wrong(path, f"unknown window {text!r}", nearest(text, known))
-    elif name not in sets[kind] and (kind != "phase" or check.draft.sound("load")):
+    elif name not in sets[kind]:
         what = "phase" if kind == "phase" else "fault"
         check.wrong(
             path, f"unknown {what} {name!r}", nearest(name, sets[kind]) or "the scenario has none"

@@ -36,18 +36,6 @@ def variables(text: str) -> Iterator[Variable]:
         yield Variable(found[0][:60], inner[1], inner[2]) if inner else Variable(found[0][:60])
 
 
-def texts(value: Any) -> Iterator[str]:
-    """Every string in plain data; keys are no templates."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from texts(item)
-
-
 def data_problem(path: Path, fields: set[str]) -> Problem | None:
     """The first thing that is wrong with a data file; ``fields`` must be in every row."""
     where = Where(str(path))

@@ -8,7 +8,7 @@ cut or stood in for ever leaves the loader, since a problem was noted for it.
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -17,10 +17,9 @@ from pydantic import ValidationError
 from survive.catalog import nearest
 from survive.errors import Problem, Where
 from survive.scenario.models import Strict
-from survive.scenario.tree import Node, at, plain
+from survive.scenario.tree import Node, Path, at, plain, step_into
 
 M = TypeVar("M", bound=Strict)
-Path = tuple[str | int, ...]
 
 # Stand-ins for what must be there and is not; see the module's docstring.
 _STAND_INS: Mapping[str, Any] = {
@@ -44,6 +43,7 @@ _STAND_INS: Mapping[str, Any] = {
     "load": {"phases": [{"name": "broken", "rate": "1/s", "for": "1s"}]},
     "services": {"broken": {"run": ["broken"]}},
 }
+MAX_PROBLEMS = 100  # of one file at once; more help nobody
 _ROUNDS = 8  # a cut can uncover one more problem; depth of the models bounds it
 
 
@@ -61,7 +61,7 @@ class Draft:
 
     def wrong(self, path: Path, message: str, hint: str = "", *, key: bool = False) -> None:
         """Note a problem at a value (``key`` = at its key), unless that is broken already."""
-        if self.sound(*path):
+        if not any(bad == path[: len(bad)] for bad in self.broken):
             self.problems.append(Problem(self.place(path, key=key), message, hint))
 
     def place(self, path: Path, *, key: bool = False) -> Where:
@@ -70,11 +70,16 @@ class Draft:
             return at(self.root, *path[:-1]).key_where(path[-1])
         return at(self.root, *path).where
 
-    def names(self, *path: str | int) -> list[str]:
-        """The keys of a map, less ``x-*``; broken entries included: their names are known."""
+    def node(self, *path: str | int) -> Node | None:
+        """The value at a path; None if the file has none."""
         node: Node | None = self.root
         for step in path:
-            node = node.get(step) if node and isinstance(step, str) else None
+            node = step_into(node, step) if node is not None else None
+        return node
+
+    def names(self, *path: str | int) -> list[str]:
+        """The keys of a map, less ``x-*``; broken entries included: their names are known."""
+        node = self.node(*path)
         keys = node.value if node is not None and isinstance(node.value, dict) else {}
         return [key for key in keys if not key.startswith("x-")]
 
@@ -92,8 +97,13 @@ def validated(model: type[M], draft: Draft) -> M | None:
         try:
             return model.model_validate(data)
         except ValidationError as error:
-            for detail in error.errors(include_url=False):
+            details = error.errors(include_url=False)
+            for detail in details[:MAX_PROBLEMS]:
                 _note(draft, model, data, detail)
+            if len(details) > MAX_PROBLEMS:
+                more = len(details) - MAX_PROBLEMS
+                draft.problems.append(Problem(draft.root.where, f"and {more} more problems"))
+                return None
     return None
 
 
@@ -115,6 +125,26 @@ def _refuse_empty(draft: Draft, node: Node, kind: Any, path: Path) -> None:
             draft.broken.add((*path, key))
         else:
             _refuse_empty(draft, entry.node, below, (*path, key))
+
+
+def read_strings(
+    node: Node, kind: Any, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Node]]:
+    """Every string and key that the grammar reads: ``x-*`` keys are left out where they are free.
+
+    In free parts (json, headers, env) a key that begins with ``x-`` is a key like any other.
+    """
+    free = _model(kind) is not None or is_named_map(kind)
+    if isinstance(node.value, dict):
+        for key, entry in node.value.items():
+            if not (free and key.startswith("x-")):
+                yield (*path, key), Node(key, entry.where)
+                yield from read_strings(entry.node, child_type(kind, key), (*path, key))
+    elif isinstance(node.value, list):
+        for index, item in enumerate(node.value):
+            yield from read_strings(item, child_type(kind, index), (*path, str(index)))
+    elif isinstance(node.value, str):
+        yield path, node
 
 
 # ------------------------------------------------------------------- what a model knows
@@ -145,6 +175,15 @@ def child_type(kind: Any, step: str | int) -> Any:
         if option is Any:
             return Any
     return None
+
+
+def holds_keys(kind: Any) -> bool:
+    """A model, a map, or a part where anything goes."""
+    return (
+        kind is Any
+        or _model(kind) is not None
+        or any(get_origin(option) is dict for option in _options(kind))
+    )
 
 
 def is_named_map(kind: Any) -> bool:
@@ -201,15 +240,16 @@ def _note_missing(draft: Draft, data: Any, path: Path) -> None:
     if path not in draft.broken:
         draft.wrong(path, f"{owner} has no {str(path[-1])!r}", f"add `{path[-1]}:`", key=True)
         draft.broken.add(path)
-    holder = data
-    for step in path[:-1]:
-        holder = holder[step]
-    holder[path[-1]] = _STAND_INS[str(path[-1])]
+    holder = _holder(data, path)
+    if isinstance(holder, dict):
+        holder[path[-1]] = _STAND_INS[str(path[-1])]
 
 
 def _owner(path: Path) -> str:
     last = path[-2]
-    return f"{path[-3]} {last + 1}" if isinstance(last, int) and len(path) > 2 else str(last)
+    if isinstance(last, int) and len(path) > 2:
+        return f"{str(path[-3]).removesuffix('s')} {last + 1}"
+    return str(last)
 
 
 def _resolve(model: type[Strict], loc: tuple[str | int, ...], root: Node) -> tuple[Path, Any]:
@@ -260,6 +300,8 @@ def _message(detail: Any) -> tuple[str, str]:
             f"expected {_EXPECTED[kind]}, not {show(given)}",
             f'put it in quotes: "{given}"' if number else "",
         )
+    if kind == "literal_error" and detail["loc"] == ("survive",):
+        return f"{show(given)} is not a version that this survive reads", "write survive: 1"
     if kind == "literal_error":
         return f"{show(given)} is not {context['expected']}", _literal_hint(given, context)
     if kind in {"greater_than_equal", "less_than_equal"}:
@@ -277,7 +319,8 @@ def _literal_hint(given: object, context: Mapping[str, Any]) -> str:
     words = [
         w.strip("'") for part in str(context["expected"]).split(", ") for w in part.split(" or ")
     ]
-    return nearest(given, words) if isinstance(given, str) and len(words) > 1 else ""
+    hint = nearest(given, words) if isinstance(given, str) else ""
+    return hint if hint.startswith("did") else ""
 
 
 def show(value: object) -> str:
@@ -292,14 +335,19 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _cut(data: Any, path: Path) -> None:
-    """Remove a broken value; what must be there is stood in for at the next round."""
-    holder = data
+def _holder(data: Any, path: Path) -> Any:
+    """What holds the last step of a path; None if an earlier step was cut already."""
     for step in path[:-1]:
         try:
-            holder = holder[step]
+            data = data[step]
         except (KeyError, IndexError, TypeError):
-            return
+            return None
+    return data
+
+
+def _cut(data: Any, path: Path) -> None:
+    """Remove a broken value; what must be there is stood in for at the next round."""
+    holder = _holder(data, path)
     if isinstance(holder, dict):
         holder.pop(path[-1], None)
     elif isinstance(holder, list):

@@ -122,33 +122,17 @@ class _Job:
         """Everything after reading; raises ScenarioError."""
         source = self.find_target(for_target, unused)
         inline = source is not None and source.draft is self.draft
-        check_env(self.draft, ("target",) if self.inline() else None)
+        check_env(self.draft, ScenarioModel, ("target",) if self.inline() else None)
         model = validated(ScenarioModel, self.draft)
-        spec, sound = None, False
+        spec, check, parts = None, None, None
         if source is not None:
             if not inline:
-                check_env(source.draft, ())
-            before = len(source.draft.problems)
+                check_env(source.draft, TargetFileModel, ())
             spec = self.make_target(source, model)
-            sound = len(source.draft.problems) == before and source.sound()
-        # Names of a target with problems elsewhere are still names: only broken maps hide them.
-        usable = sound or (
-            source is not None
-            and spec is not None
-            and all(source.sound(part) for part in ("services", "links", "vars", "allow"))
-        )
-        check = None
-        parts = None
         if model is not None:
-            check = Check(
-                model,
-                self.draft,
-                spec,
-                usable,
-                self.catalog,
-                self.path.parent,
-                stored=self.stored is not None,
-            )
+            stored = self.stored is not None
+            folder = self.path.parent
+            check = Check(model, self.draft, spec, source, self.catalog, folder, stored=stored)
             parts = _parts(check)
         problems = _in_order([self.draft, *([source.draft] if source and not inline else [])])
         if problems or check is None or parts is None or spec is None or source is None:

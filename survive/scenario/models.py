@@ -15,8 +15,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     StringConstraints,
+    Tag,
     WithJsonSchema,
     model_validator,
 )
@@ -96,6 +98,8 @@ def _names(value: object) -> object:
 
 
 def _statuses(value: object) -> object:
+    if isinstance(value, str | bool | float | dict):
+        raise ValueError(f"{value!r} is not a status; write 200 or [401, 403]"[:120])
     return [value] if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -113,6 +117,23 @@ def _without_x(value: object) -> object:
     return value
 
 
+def _moment(value: object) -> object:
+    check_bare(value, "30s or production + 8s")
+    return _clean(value)
+
+
+Moment: TypeAlias = Annotated[str, BeforeValidator(_moment)]
+
+
+def _variable(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError(f"{value!r} is not the name of a variable")
+    return value
+
+
+Variable: TypeAlias = Annotated[
+    str, BeforeValidator(_variable), _text_schema(r"^[A-Za-z_][A-Za-z0-9_]*$", "UPSTREAMS")
+]
 Text: TypeAlias = Annotated[str, BeforeValidator(_clean)]
 Name: TypeAlias = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Path = Annotated[str, BeforeValidator(_path), _text_schema("^/", "/v1/search?q={{ row.query }}")]
@@ -201,7 +222,7 @@ class RequestModel(Strict):
     )
     expect: ExpectModel = Field(
         ExpectModel.model_construct(status=None, stream=None),
-        description="What makes an answer good.",
+        description="The status and, of streams, the end that an answer must have.",
     )
     timeout: Duration = Field(
         10_000_000, description="From the intended start; also sizes the lanes. Default 10s."
@@ -269,7 +290,7 @@ class FaultModel(Strict):
     count: int | None = Field(
         None, ge=1, le=1000, description="How many replicas of the service. Default 1."
     )
-    at: Text = Field(description="From the start (30s) or from a phase (production + 8s).")
+    at: Moment = Field(description="From the start (30s) or from a phase (production + 8s).")
     for_: Duration | None = Field(
         None, alias="for", description="How long a held fault stays; one-shots have none."
     )
@@ -368,9 +389,7 @@ class ServiceModel(Strict):
 class LinkModel(Strict):
     """Who calls whom; the name is `source -> destination`."""
 
-    env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
-        description="The variable by which the source gets the addresses."
-    )
+    env: Variable = Field(description="The variable by which the source gets the addresses.")
 
 
 class AllowModel(Strict):
@@ -409,15 +428,24 @@ class TargetFileModel(TargetModel):
     survive: Literal[1] = Field(description="Version of the grammar: 1.")
 
 
+def _target_form(value: object) -> str:
+    return "map" if isinstance(value, dict | TargetModel) else "name"
+
+
+# Told apart by form, so that only the problems of the form that was used are shown.
+TargetChoice = Annotated[
+    Annotated[str, Tag("name")] | Annotated[TargetModel, Tag("map")],
+    Discriminator(_target_form),
+]
+
+
 class ScenarioModel(Strict):
     """A scenario file: NAME.survive.yaml."""
 
     survive: Literal[1] = Field(description="Version of the grammar: 1.")
     name: Name = Field(description="Names the run directory.")
     about: str = Field("", description="One sentence for the report.")
-    target: str | TargetModel = Field(
-        description="The name of a target file, or the same map here."
-    )
+    target: TargetChoice = Field(description="The name of a target file, or the same map here.")
     seed: int = Field(
         1, ge=0, le=2**63 - 1, description="Fixes the schedule and every draw. Default 1."
     )
@@ -428,7 +456,7 @@ class ScenarioModel(Strict):
         ClientsModel.model_construct(retries=None, gives_up_after=None),
         description="How users behave.",
     )
-    load: LoadModel = Field(description="The schedule of the traffic.")
+    load: LoadModel = Field(description="How much traffic, when: phases, arrivals, scale.")
     faults: Annotated[dict[Name, FaultModel], DropX] = Field(
         {}, description="What is broken, by name."
     )

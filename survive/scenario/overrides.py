@@ -12,7 +12,7 @@ from typing import Any
 
 from survive.catalog import nearest
 from survive.errors import Problem, Where
-from survive.scenario.grammar import child_type, is_named_map, known_keys
+from survive.scenario.grammar import child_type, holds_keys, is_named_map, known_keys
 from survive.scenario.models import ScenarioModel, TargetFileModel
 from survive.scenario.tree import Entry, Node, read_value
 
@@ -102,6 +102,8 @@ def _lay(
             problem = _unknown(override, node, kind, step, last=last)
             if problem is not None:
                 return problem
+            if not last and not holds_keys(below):
+                return _through(override)
             if not last:
                 child = Node({}, override.where)
                 if not dry:
@@ -129,7 +131,7 @@ def _unknown(override: Override, node: Node, kind: Any, step: str, *, last: bool
         known = [str(n.value) for item in node.value if (n := item.get("name")) is not None]
         return _problem(override, step, known)
     if not isinstance(node.value, dict):
-        return Problem(override.where, f"{'.'.join(override.path)} leads through a plain value")
+        return _through(override)
     if step.startswith("x-") and not last:
         return _problem(override, step, _keys(node))
     if known_keys(kind):
@@ -147,6 +149,10 @@ def _problem(override: Override, step: str, known: Sequence[str]) -> Problem:
         f"nothing is called {step!r} in {'.'.join(override.path)}",
         nearest(step, known),
     )
+
+
+def _through(override: Override) -> Problem:
+    return Problem(override.where, f"{'.'.join(override.path)} leads through a plain value")
 
 
 def _put(node: Node, step: str, value: Node, where: Where) -> None:

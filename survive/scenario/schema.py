@@ -46,6 +46,8 @@ def _tidy(node: Any) -> Any:
         return [_tidy(item) for item in node]
     if not isinstance(node, dict):
         return node
+    if isinstance(node.get("default"), dict) and None in node["default"].values():
+        node = {key: value for key, value in node.items() if key != "default"}
     if isinstance(node.get("title"), str):
         node = {key: value for key, value in node.items() if key != "title"}
     if node.get("default", ...) is None:
@@ -55,12 +57,17 @@ def _tidy(node: Any) -> Any:
     if isinstance(node.get("$ref"), str) and len(node) > 1:
         # Draft 7 ignores everything beside $ref, and so would an editor's hover text.
         node = {"allOf": [{"$ref": node.pop("$ref")}], **node}
-    named = (
-        isinstance(node.get("additionalProperties"), dict)
-        and "$ref" in node["additionalProperties"]
-    )
-    if node.get("type") == "object" and (named or node.get("additionalProperties") is False):
-        node["patternProperties"] = {"^x-": {}, **node.get("patternProperties", {})}
+    return _with_free_keys(node) if node.get("type") == "object" else node
+
+
+def _with_free_keys(node: dict[str, Any]) -> dict[str, Any]:
+    """``x-*`` keys are free in models and in maps from names to models."""
+    patterns = node.pop("patternProperties", {})
+    for pattern, below in patterns.items():  # pydantic's way to say: names like this
+        node = {**node, "additionalProperties": below, "propertyNames": {"pattern": pattern}}
+    below = node.get("additionalProperties")
+    if below is False or (isinstance(below, dict) and "$ref" in below):
+        node["patternProperties"] = {"^x-": {}}
     return node
 
 

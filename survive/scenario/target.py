@@ -8,15 +8,16 @@ from pathlib import Path
 
 from survive.catalog import Catalog, nearest
 from survive.errors import Problem
-from survive.scenario.grammar import Draft
-from survive.scenario.grammar import Path as Loc
+from survive.scenario.grammar import Draft, read_strings
 from survive.scenario.model import Health, Link, Service, TargetSpec
-from survive.scenario.models import ServiceModel, TargetModel
-from survive.scenario.tree import Node, scalars
+from survive.scenario.models import ServiceModel, Strict, TargetModel
+from survive.scenario.tree import Path as Loc
 
 DRIVERS = ("process", "external", "virtual")
 WEAKNESSES = ("no_health_checks", "no_timeout", "unbounded_queue")
 LOAD = "load"  # the source of the entry link; no service may be called so
+
+PLUGINS_HINT = "it is in your own folders: allow their code with --plugins"
 
 _ENV = re.compile(r"\$\{([^}]*)\}?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -51,8 +52,10 @@ class TargetSource:
 def check_target(model: TargetModel, source: TargetSource, catalog: Catalog) -> None:
     """Note everything that the file alone shows to be wrong."""
     known = sorted({*catalog.driver_names(), *DRIVERS})
-    if model.driver not in known:
-        source.wrong(("driver",), f"unknown driver {model.driver!r}", nearest(model.driver, known))
+    if model.driver not in known and not source.stored:
+        own = not catalog.plugins and model.driver in Catalog(catalog.start).driver_names()
+        hint = PLUGINS_HINT if own else nearest(model.driver, known)
+        source.wrong(("driver",), f"unknown driver {model.driver!r}", hint)
     _check_names(model, source)
     for name, service in model.services.items():
         _check_service(name, service, model, source)
@@ -197,32 +200,29 @@ def _check_bearer(bearer: str, source: TargetSource) -> None:
         )
 
 
-def check_env(draft: Draft, target_prefix: Loc | None) -> None:
+def check_env(draft: Draft, kind: type[Strict], target_prefix: tuple[str, ...] | None) -> None:
     """``${ENV}`` only where secrets may be, and never with a default.
 
     ``target_prefix`` is where the target's map begins in this file; None = it is not here.
     """
-    for path, node in scalars(draft.root):
-        text = node.value
-        if not isinstance(text, str) or "${" not in text:
+    for path, node in read_strings(draft.root, kind):
+        text = str(node.value)
+        if "${" not in text:
             continue
         inside = None if target_prefix is None else _below(target_prefix, path)
         if inside is None or not _may_hold_env(inside):
-            _note_env(
-                draft,
-                node,
+            note = Problem(
+                node.where,
                 f"{_first_env(text)} cannot stand here",
                 "only in a target's auth, url and service env",
             )
+            draft.problems.append(note)
             continue
         for name in _ENV.finditer(text):
             if not _ENV_NAME.fullmatch(name[1]) or not name[0].endswith("}"):
-                _note_env(
-                    draft,
-                    node,
-                    f"{name[0]} is not the name of a variable",
-                    "secrets have no defaults; write ${NAME}",
-                )
+                wrong = f"{name[0]} is not the name of a variable"
+                hint = "secrets have no defaults; write ${NAME}"
+                draft.problems.append(Problem(node.where, wrong, hint))
 
 
 def _below(prefix: Loc, path: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -235,10 +235,6 @@ def _may_hold_env(path: tuple[str, ...]) -> bool:
     return path[:1] == ("services",) and (
         (len(path) == 3 and path[2] == "url") or (len(path) == 4 and path[2] == "env")
     )
-
-
-def _note_env(draft: Draft, node: Node, message: str, hint: str) -> None:
-    draft.problems.append(Problem(node.where, message, hint))
 
 
 def _first_env(text: str) -> str:

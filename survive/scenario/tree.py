@@ -23,6 +23,7 @@ MAX_NODES = 100_000  # after aliases are expanded
 MAX_TEXT = 4 << 20  # characters of all scalars, after aliases are expanded
 MAX_NUMBER = 30  # characters of a number
 
+Path: TypeAlias = tuple[str | int, ...]
 Scalar: TypeAlias = "str | int | float | bool | None"
 
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
@@ -82,14 +83,15 @@ class Entry:
 def at(node: Node, *path: str | int) -> Node:
     """The deepest node that exists along a path."""
     for step in path:
-        following = _step(node, step)
+        following = step_into(node, step)
         if following is None:
             break
         node = following
     return node
 
 
-def _step(node: Node, step: str | int) -> Node | None:
+def step_into(node: Node, step: str | int) -> Node | None:
+    """The value under a key or index; None if there is none."""
     if isinstance(step, str):
         return node.get(step)
     if isinstance(node.value, list) and 0 <= step < len(node.value):
@@ -125,18 +127,16 @@ def graft(value: Json | Mapping[str, Any], where: Where) -> Node:
     return Node(value, where)
 
 
-def scalars(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Node]]:
-    """Every scalar (keys too) with its path; ``x-*`` keys are free and left out."""
-    if isinstance(node.value, dict):
+def strings(node: Node, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    """Every string value below a node, with its path from there."""
+    if isinstance(node.value, str):
+        yield path, node.value
+    elif isinstance(node.value, dict):
         for key, entry in node.value.items():
-            if not key.startswith("x-"):
-                yield (*path, key), Node(key, entry.where)
-                yield from scalars(entry.node, (*path, key))
+            yield from strings(entry.node, (*path, key))
     elif isinstance(node.value, list):
         for index, item in enumerate(node.value):
-            yield from scalars(item, (*path, str(index)))
-    else:
-        yield path, node
+            yield from strings(item, (*path, index))
 
 
 def read_scalar(text: str) -> tuple[Scalar, str]:
@@ -335,10 +335,10 @@ class _Reader:
                 f"key {wrong}" if wrong.startswith("'") else wrong,
                 f'put the key in quotes: "{text}"',
             )
-        elif value is None:
-            self.problem(where, "an empty key", "write a name before the colon")
         elif not isinstance(value, str):
-            self.problem(where, f"key {text} is not text", f'put it in quotes: "{text}"')
+            self.problem(
+                where, f"key {text or 'without a name'} is not text", f'put it in quotes: "{text}"'
+            )
 
     def refuse_key(self, event: Any, where: Where) -> None:
         line = self.lines[where.line - 1] if where.line <= len(self.lines) else ""
@@ -444,6 +444,8 @@ def _syntax_hint(line: str, start: str) -> str:
     for text in (line, start):
         if re.search(r"""[^"']\{\{""", text):
             return 'quote the template: "/path?q={{ row.name }}"'
+        if re.search(r"""[^"']\$\{""", text):
+            return 'put it in quotes: "${NAME}"'
         if _OPERATOR.search(text):
             return "operators are not written: say min: or max: and the plain limit"
         if re.match(r" *\t", text):
