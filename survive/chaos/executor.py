@@ -252,7 +252,7 @@ class Child:
         """SIGKILL its group, reap it, close its pipes. Idempotent."""
         if self.process.poll() is None:
             processes.kill_group(self.process.pid)
-        if not self._writer.is_closing():   # a dead child's pipe has closed it already
+        if not self._writer.is_closing():  # a dead child's pipe has closed it already
             self._writer.abort()
         self._reader.close()
         self._pump.cancel()

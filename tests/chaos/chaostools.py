@@ -41,8 +41,12 @@ def tiny_target(folder: Path, name: str, replicas: int = 1, restart_us: int = 10
     script = folder / "server.py"
     script.write_text(SERVER, encoding="utf-8")
     service = Service(
-        "web", run=(sys.executable, "-I", "-S", str(script), "{port}"), replicas=replicas,
-        health=Health("/health", 8 * SECOND), restart_after_us=restart_us)
+        "web",
+        run=(sys.executable, "-I", "-S", str(script), "{port}"),
+        replicas=replicas,
+        health=Health("/health", 8 * SECOND),
+        restart_after_us=restart_us,
+    )
     return TargetSpec(name, "process", "web", {"web": service}, {}, folder=folder)
 
 
@@ -133,8 +137,10 @@ class FakeDriver:
     def replicas(self, service: str) -> list[HandleSpec]:
         if service != "web":
             return []
-        return [HandleSpec("virtual", "web", n, f"web:{n}", pid=pid)
-                for n, pid in self.world.pids.items()]
+        return [
+            HandleSpec("virtual", "web", n, f"web:{n}", pid=pid)
+            for n, pid in self.world.pids.items()
+        ]
 
     def listeners(self, link: str) -> list[HandleSpec]:
         return []
@@ -249,8 +255,11 @@ class Parent:
         self.run_id = run_id
         code = PARENT.format(tests=str(Path(__file__).parent))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, str(folder), run_id, kind], stdout=subprocess.PIPE,
-            start_new_session=True, env={**agent_environment(), "RUNNER_TRACKING_ID": "github_x"})
+            [sys.executable, "-c", code, str(folder), run_id, kind],
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env={**agent_environment(), "RUNNER_TRACKING_ID": "github_x"},
+        )
         line = self.process.stdout.readline()
         assert line, "the parent ended before its fault was on"
         self.agent = json.loads(line)["agent"]

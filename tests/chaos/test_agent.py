@@ -29,8 +29,9 @@ class Scene:
         driver = FakeDriver(self.world)
         catalog = FakeCatalog(self.fault)
         executor = InLoopExecutor(catalog, driver, self.clock, None)
-        self.agent = Agent("run-1", catalog, self.ledger, driver, executor, self.clock,
-                           self.events.emit, seed=seed)
+        self.agent = Agent(
+            "run-1", catalog, self.ledger, driver, executor, self.clock, self.events.emit, seed=seed
+        )
 
     async def on(self, plan, for_s=1.0):
         """Prepare, inject, and let it be for a while."""
@@ -73,7 +74,7 @@ def test_the_whole_life_of_a_held_fault():
     s, left = play(scene)
     assert left == []
     assert s.events.looks("before") == ["no"] * 3
-    assert s.events.looks("during") == ["yes"] * 5      # at once, then each 250 ms for 1 s
+    assert s.events.looks("during") == ["yes"] * 5  # at once, then each 250 ms for 1 s
     assert s.events.looks("after") == ["no"]
     [injected] = s.events.named("fault_injected")
     assert injected["error"] is None and injected["injection"] == "one#1"
@@ -276,7 +277,7 @@ def test_stop_heals_all_that_is_on_side_by_side():
         assert s.clock.now_us() - began_us < 4 * SECOND
         with pytest.raises(KeyError):
             await s.agent.inject("c")
-        await s.agent.inject("a")       # over: does nothing
+        await s.agent.inject("a")  # over: does nothing
         return s, left
 
     s, left = play(scene)
@@ -368,6 +369,7 @@ def test_a_look_that_hangs_or_breaks_is_unknown():
         raise ZeroDivisionError("oops")
 
     for observe, evidence in ((hang, "observe was not done within 1 s"), (broken, "a bug in")):
+
         async def scene(observe=observe):
             s = Scene(variant(observe=observe))
             await s.agent.prepare(held("fake.hurt"))

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from chaostools import (
@@ -61,7 +62,8 @@ def test_a_whole_run_of_a_real_fault(tmp_path):
     async def run():
         run_id, events = new_run_id(), Events()
         agent = await RemoteAgent.start(
-            config(tmp_path, tiny_target(tmp_path, "tiny", 2), run_id), on_event=events.on_event)
+            config(tmp_path, tiny_target(tmp_path, "tiny", 2), run_id), on_event=events.on_event
+        )
         address = await agent.start_target()
         assert address.startswith("127.0.0.1:")
         fault = held("node.pause", count=1)
@@ -70,7 +72,7 @@ def test_a_whole_run_of_a_real_fault(tmp_path):
         await agent.prepare(fault)
         await agent.inject("one")
         await until(lambda: events.looks("during").count("yes") >= 2)
-        assert len(paused(run_id)) == 2     # the server and the child that it forked
+        assert len(paused(run_id)) == 2  # the server and the child that it forked
         await agent.heal("one")
         assert paused(run_id) == []
         usage = await agent.usage()
@@ -98,12 +100,12 @@ def test_down_keeps_the_replica_away_until_healed(tmp_path):
     async def run():
         events = Events()
         agent = await RemoteAgent.start(
-            config(tmp_path, tiny_target(tmp_path, "tiny"), new_run_id()),
-            on_event=events.on_event)
+            config(tmp_path, tiny_target(tmp_path, "tiny"), new_run_id()), on_event=events.on_event
+        )
         await agent.start_target()
         await agent.prepare(held("node.down"))
         await agent.inject("one")
-        await asyncio.sleep(1.0)            # ten times `restart.after`
+        await asyncio.sleep(1.0)  # ten times `restart.after`
         await agent.heal("one")
         assert await agent.stop() == []
         return events
@@ -118,8 +120,8 @@ def test_kill_is_proven_by_the_old_process_being_gone(tmp_path):
     async def run():
         events = Events()
         agent = await RemoteAgent.start(
-            config(tmp_path, tiny_target(tmp_path, "tiny"), new_run_id()),
-            on_event=events.on_event)
+            config(tmp_path, tiny_target(tmp_path, "tiny"), new_run_id()), on_event=events.on_event
+        )
         await agent.start_target()
         await agent.prepare(one_shot("node.kill"))
         await agent.inject("one")
@@ -148,8 +150,7 @@ def test_kill_9_of_survive_leaves_nothing_within_a_second(start, kind):
 def test_the_agent_has_a_session_of_its_own_and_no_tracking_id(start):
     parent = start("node.down")
     assert processes.session(parent.agent) == parent.agent
-    with open(f"/proc/{parent.agent}/environ", "rb") as file:
-        assert b"RUNNER_TRACKING_ID" not in file.read()
+    assert b"RUNNER_TRACKING_ID" not in Path(f"/proc/{parent.agent}/environ").read_bytes()
 
 
 def test_sigint_is_not_for_the_agent_and_sigterm_heals(start):
@@ -182,7 +183,8 @@ def test_an_agent_that_dies_is_noticed_and_healed_from_its_ledger(tmp_path):
     async def run():
         run_id = new_run_id()
         agent = await RemoteAgent.start(
-            config(tmp_path, tiny_target(tmp_path, "tiny"), run_id), on_event=Events().on_event)
+            config(tmp_path, tiny_target(tmp_path, "tiny"), run_id), on_event=Events().on_event
+        )
         await agent.start_target()
         await agent.prepare(held("node.pause"))
         await agent.inject("one")
@@ -201,13 +203,16 @@ def test_a_second_run_on_the_same_target_is_refused(tmp_path):
     async def run():
         spec = tiny_target(tmp_path, "tiny")
         first = await RemoteAgent.start(
-            config(tmp_path, spec, new_run_id()), on_event=Events().on_event)
+            config(tmp_path, spec, new_run_id()), on_event=Events().on_event
+        )
         with pytest.raises(RefusedError, match="another run holds the target 'tiny'"):
             await RemoteAgent.start(
-                config(tmp_path, spec, new_run_id()), on_event=Events().on_event)
+                config(tmp_path, spec, new_run_id()), on_event=Events().on_event
+            )
         assert await first.stop() == []
         third = await RemoteAgent.start(
-            config(tmp_path, spec, new_run_id()), on_event=Events().on_event)
+            config(tmp_path, spec, new_run_id()), on_event=Events().on_event
+        )
         assert await third.stop() == []
 
     asyncio.run(run())
@@ -218,7 +223,8 @@ def test_an_unhealthy_target_crosses_the_pipe_with_its_last_lines(tmp_path):
         spec = tiny_target(tmp_path, "tiny")
         (tmp_path / "server.py").write_text("raise SystemExit('no such model')")
         agent = await RemoteAgent.start(
-            config(tmp_path, spec, new_run_id()), on_event=Events().on_event)
+            config(tmp_path, spec, new_run_id()), on_event=Events().on_event
+        )
         with pytest.raises(TargetUnhealthyError) as caught:
             await agent.start_target()
         assert await agent.stop() == []
@@ -233,10 +239,11 @@ def test_a_fault_that_matches_nothing_is_refused(tmp_path):
     async def run():
         agent = await RemoteAgent.start(
             config(tmp_path, tiny_target(tmp_path, "tiny"), new_run_id()),
-            on_event=Events().on_event)
+            on_event=Events().on_event,
+        )
         await agent.start_target()
         with pytest.raises(RefusedError, match="matches nothing of 'web'"):
-            await agent.preflight(held("gpu.lost"))     # it has no GPU
+            await agent.preflight(held("gpu.lost"))  # it has no GPU
         assert await agent.stop() == []
 
     asyncio.run(run())
@@ -249,12 +256,15 @@ def test_helpers_get_their_descriptors_and_end_with_the_run(tmp_path):
         read, write = os.pipe()
         exits = []
         agent = await RemoteAgent.start(
-            config(tmp_path, tiny_target(tmp_path, "tiny"), new_run_id()), pass_fds=[write],
-            on_event=Events().on_event, on_exit=lambda name, code: exits.append((name, code)))
+            config(tmp_path, tiny_target(tmp_path, "tiny"), new_run_id()),
+            pass_fds=[write],
+            on_event=Events().on_event,
+            on_exit=lambda name, code: exits.append((name, code)),
+        )
         code = f"import os; os.write({write}, b'hello'); raise SystemExit(7)"
         await agent.spawn("talker", [sys.executable, "-c", code], [write])
         os.close(write)
-        with os.fdopen(read, "rb") as pipe:     # ends only if the agent closed its copy too
+        with os.fdopen(read, "rb") as pipe:  # ends only if the agent closed its copy too
             assert await asyncio.to_thread(pipe.read) == b"hello"
         await until(lambda: exits == [("talker", 7)])
         pid = await agent.spawn("sleeper", ["sleep", "300"], [])
@@ -274,7 +284,8 @@ def test_a_callback_that_fails_is_raised_and_the_agent_heals(tmp_path):
     async def run():
         run_id = new_run_id()
         agent = await RemoteAgent.start(
-            config(tmp_path, tiny_target(tmp_path, "tiny"), run_id), on_event=broken)
+            config(tmp_path, tiny_target(tmp_path, "tiny"), run_id), on_event=broken
+        )
         await agent.start_target()
         with pytest.raises(OSError, match="no space left"):
             await agent.prepare(held("node.pause"))

@@ -19,17 +19,37 @@ from survive.units import SECOND
 
 def plan(*faults: FaultWindow, end_s: int = 30) -> Plan:
     half = end_s * SECOND // 2
-    phases = (Phase("low", 0, half, Fraction(1), Fraction(1)),
-              Phase("high", half, 2 * half, Fraction(1), Fraction(9)))
-    return Plan(1, "p", "t", 1, "poisson", "1", ("chat",), (SECOND,), (False,), None, 1, phases,
-                faults, tuple(f.inject_us for f in faults), (), end_s * SECOND, ((0,), (0,)))
+    phases = (
+        Phase("low", 0, half, Fraction(1), Fraction(1)),
+        Phase("high", half, 2 * half, Fraction(1), Fraction(9)),
+    )
+    return Plan(
+        1,
+        "p",
+        "t",
+        1,
+        "poisson",
+        "1",
+        ("chat",),
+        (SECOND,),
+        (False,),
+        None,
+        1,
+        phases,
+        faults,
+        tuple(f.inject_us for f in faults),
+        (),
+        end_s * SECOND,
+        ((0,), (0,)),
+    )
 
 
 def window(name: str, at_s: float, for_s: float | None, recovery_s: float = 4) -> FaultWindow:
     inject_us = round(at_s * SECOND)
     heal_us = inject_us + round((for_s if for_s is not None else recovery_s) * SECOND)
-    return FaultWindow(name, for_s is not None, inject_us, heal_us,
-                       heal_us + round(recovery_s * SECOND))
+    return FaultWindow(
+        name, for_s is not None, inject_us, heal_us, heal_us + round(recovery_s * SECOND)
+    )
 
 
 class FakeAgent:
@@ -60,14 +80,20 @@ class FakeAgent:
 
 def run(the_plan, faults, errors=None, stop_at_s=None, **takes_s):
     async def main():
-        clock = LoopClock(asyncio.get_running_loop().time() + 1.0)     # t = 0 is a second ahead
+        clock = LoopClock(asyncio.get_running_loop().time() + 1.0)  # t = 0 is a second ahead
         agent, events, stop = FakeAgent(clock, **takes_s), [], asyncio.Event()
         agent.errors = errors or {}
         if stop_at_s is not None:
             asyncio.get_running_loop().call_later(1.0 + stop_at_s, stop.set)
         try:
-            await conduct(the_plan, {f.name: f for f in faults}, agent, clock,
-                          lambda name, fields: events.append((name, fields, clock.now_us())), stop)
+            await conduct(
+                the_plan,
+                {f.name: f for f in faults},
+                agent,
+                clock,
+                lambda name, fields: events.append((name, fields, clock.now_us())),
+                stop,
+            )
         finally:
             agent.done_s = clock.now_us() / SECOND
         return agent, events
@@ -100,7 +126,11 @@ def test_overlapping_faults_run_side_by_side():
     faults = [held("x", "a"), held("x", "b")]
     agent, _ = run(plan(window("a", 10, 8), window("b", 12, 2)), faults, inject=1, heal=3)
     assert [c for c in agent.calls if c[0] != "prepare"] == [
-        ("inject", "a", 10.0), ("inject", "b", 12.0), ("heal", "b", 14.0), ("heal", "a", 18.0)]
+        ("inject", "a", 10.0),
+        ("inject", "b", 12.0),
+        ("heal", "b", 14.0),
+        ("heal", "a", 18.0),
+    ]
 
 
 def test_it_waits_for_the_last_heal_and_for_the_end_of_load():
@@ -113,7 +143,9 @@ def test_it_waits_for_the_last_heal_and_for_the_end_of_load():
 def test_phases_are_told_at_their_starts():
     _, events = run(plan(), [])
     assert [(n, f["phase"], t) for n, f, t in events] == [
-        ("phase_started", "low", 0), ("phase_started", "high", 15 * SECOND)]
+        ("phase_started", "low", 0),
+        ("phase_started", "high", 15 * SECOND),
+    ]
 
 
 def test_a_stop_returns_at_once_and_leaves_heals_to_the_agent():

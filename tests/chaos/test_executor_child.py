@@ -17,7 +17,7 @@ from survive.chaos import executor, processes
 from survive.chaos.executor import ChildExecutor
 from survive.contracts import Active, FaultFailedError, HandleSpec, Injection
 
-TEAM_FAULT = '''
+TEAM_FAULT = """
 import asyncio, os, time
 from pathlib import Path
 from survive.contracts import Active, FaultFailedError, Needs, Observation
@@ -52,7 +52,7 @@ class Team:
 
     async def round_trip(self, injection, handle):
         return True
-'''
+"""
 
 
 @pytest.fixture
@@ -100,18 +100,21 @@ def test_all_verbs_go_to_one_child(scene):
     run(body)
 
 
-@pytest.mark.parametrize(("how", "why"), [
-    ("fail", "no such device"),
-    ("bug", r"a bug in team.fault: KeyError: 'oops' \(team.py:\d+\)"),
-    ("die", "is gone"),
-])
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("fail", "no such device"),
+        ("bug", r"a bug in team.fault: KeyError: 'oops' \(team.py:\d+\)"),
+        ("die", "is gone"),
+    ],
+)
 def test_what_goes_wrong_in_a_child_is_evidence(scene, how, why):
     injection, run, folder = scene
 
     async def body(children):
         with pytest.raises(FaultFailedError, match=why):
             await children.inject(injection(how))
-        await children.heal(injection(how))     # by a fresh child if need be
+        await children.heal(injection(how))  # by a fresh child if need be
         assert (folder / "healed").exists()
 
     run(body)
@@ -139,7 +142,7 @@ def test_a_late_child_is_killed_and_another_heals(scene, how, monkeypatch):
 
 
 def test_a_slow_look_does_not_delay_a_heal_and_becomes_unknown(scene):
-    injection, run, folder = scene
+    injection, run, _folder = scene
 
     async def body(children):
         one = injection("blind")
@@ -207,8 +210,10 @@ def test_a_child_is_ready_soon_and_light(scene):
         return best
 
     assert run(body) < 0.6
-    code = ("import sys, survive.chaos.child, survive.host.sockets; "
-            "print([m for m in ('pydantic', 'rich', 'numpy', 'yaml', 'requests', 'httpx') "
-            "if m in sys.modules])")
+    code = (
+        "import sys, survive.chaos.child, survive.host.sockets; "
+        "print([m for m in ('pydantic', 'rich', 'numpy', 'yaml', 'requests', 'httpx') "
+        "if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

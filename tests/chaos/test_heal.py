@@ -18,7 +18,7 @@ from survive.chaos.ledger import LEDGER, Ledger, Named, Owner, state_dir
 from survive.contracts import HandleSpec, Injection
 from survive.errors import RefusedError, UsageError
 
-DEAD = Named(2**22 - 1, 1)      # no process has the highest pid with that start time
+DEAD = Named(2**22 - 1, 1)  # no process has the highest pid with that start time
 
 
 def owner(agent=DEAD, survive=DEAD, boot=None):
@@ -56,8 +56,14 @@ def write(run_id, *, who=None, started=(), injections=(), ended=None):
 
 
 def pausing(process, until_us=9):
-    spec = HandleSpec("process", "web", 0, "127.0.0.1:1", pid=process.pid,
-                      start_time=processes.start_time(process.pid))
+    spec = HandleSpec(
+        "process",
+        "web",
+        0,
+        "127.0.0.1:1",
+        pid=process.pid,
+        start_time=processes.start_time(process.pid),
+    )
     return Injection("one#1", "one", "node.pause", {}, spec, 5, until_us)
 
 
@@ -83,9 +89,11 @@ def test_a_paused_process_of_a_dead_run_is_listed_then_ended(sleepers):
     found = heal_leftovers(check=True)
     assert not found.clean
     assert f"web-0 (pid {process.pid}, paused): left" in "\n".join(found.lines())
-    assert any(f.injection == "one#1" and f"kill -CONT -- -{process.pid}" in f.line()
-               for f in found.findings)
-    assert processes.state(process.pid, processes.start_time(process.pid)) == "T"   # untouched
+    assert any(
+        f.injection == "one#1" and f"kill -CONT -- -{process.pid}" in f.line()
+        for f in found.findings
+    )
+    assert processes.state(process.pid, processes.start_time(process.pid)) == "T"  # untouched
 
     done = heal_leftovers()
     assert done.clean, done.lines()
@@ -125,8 +133,14 @@ def test_a_recycled_pid_is_never_touched(sleepers):
     stranger = sleepers()
     ledger = Ledger.create(run_id, run_id, owner())
     ledger.process("web-0", stranger.pid, processes.start_time(stranger.pid) - 1)
-    spec = HandleSpec("process", "web", 0, "127.0.0.1:1", pid=stranger.pid,
-                      start_time=processes.start_time(stranger.pid) - 1)
+    spec = HandleSpec(
+        "process",
+        "web",
+        0,
+        "127.0.0.1:1",
+        pid=stranger.pid,
+        start_time=processes.start_time(stranger.pid) - 1,
+    )
     ledger.inject([Injection("one#1", "one", "node.pause", {}, spec, 5, 9)])
     ledger.close()
     assert heal_leftovers(check=True).clean
@@ -138,9 +152,16 @@ def test_a_recycled_pid_is_never_touched(sleepers):
 def test_a_recycled_group_is_never_touched(sleepers):
     """A dead leader's number may lead strangers by now; they are not of the agent's session."""
     run_id = new_run_id()
-    stranger = sleepers("", (sys.executable, "-c", "import subprocess, sys, os\n"
-                             "p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)"),
-                        stdout=subprocess.PIPE)
+    stranger = sleepers(
+        "",
+        (
+            sys.executable,
+            "-c",
+            "import subprocess, sys, os\n"
+            "p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)",
+        ),
+        stdout=subprocess.PIPE,
+    )
     orphan = int(stranger.stdout.readline())
     stranger.wait(5)
     began = processes.start_time(orphan)
@@ -157,7 +178,7 @@ def test_a_recycled_group_is_never_touched(sleepers):
 
 def test_what_left_its_group_is_found_by_its_mark(sleepers):
     run_id = new_run_id()
-    sleepers(run_id, ("setsid", "sleep", "300")).wait(5)     # it forks, and the child goes on
+    sleepers(run_id, ("setsid", "sleep", "300")).wait(5)  # it forks, and the child goes on
     assert len(processes.marked(run_id)) == 1
     write(run_id)
     assert not heal_leftovers(check=True).clean
@@ -169,8 +190,7 @@ def test_another_boot_is_another_world(sleepers):
     """Pids and ports of before a restart mean nothing now."""
     run_id = new_run_id()
     process = sleepers()
-    write(run_id, who=owner(boot="another-boot"), started=[process],
-          injections=[pausing(process)])
+    write(run_id, who=owner(boot="another-boot"), started=[process], injections=[pausing(process)])
     assert heal_leftovers(check=True).clean
     assert heal_leftovers().clean
     assert process.poll() is None
@@ -239,8 +259,9 @@ def test_a_fault_whose_carrier_is_not_ours_is_undone_by_its_own_heal(tmp_path, w
     run_id = new_run_id()
     ledger = Ledger.create(run_id, run_id, owner(), tmp_path)
     spec = HandleSpec("external", "web", 0, "127.0.0.1:1")
-    ledger.inject([Injection("one#1", "one", "foreign.file",
-                             {"file": str(hurt), "works": works}, spec, 5, 9)])
+    ledger.inject(
+        [Injection("one#1", "one", "foreign.file", {"file": str(hurt), "works": works}, spec, 5, 9)]
+    )
     ledger.close()
     assert not heal_leftovers(check=True).clean
     result = heal_leftovers()

@@ -57,8 +57,9 @@ def test_it_tells_what_was_written(ledger):
 def test_every_entry_is_synced_before_the_call_returns(ledger, monkeypatch):
     synced = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (real(fd), synced.append(
-        ledger.path.read_text().splitlines()[-1])))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (real(fd), synced.append(ledger.path.read_text().splitlines()[-1]))
+    )
     ledger.inject([injection(1), injection(2)])
     assert len(synced) == 1
     assert json.loads(synced[0])["injection"]["id"] == "one#2"
@@ -145,12 +146,15 @@ def test_one_run_a_target(ledger):
 
 def test_the_lock_goes_with_its_holder_and_not_to_its_children(tmp_path):
     """kill -9 of the holder frees the target, though a child of it lives on."""
-    code = ("import subprocess, sys; from survive.chaos.ledger import Ledger; "
-            "Ledger.create('run-1', 'target'); "
-            "p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); sys.stdin.read()")
+    code = (
+        "import subprocess, sys; from survive.chaos.ledger import Ledger; "
+        "Ledger.create('run-1', 'target'); "
+        "p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); sys.stdin.read()"
+    )
     root = Path(__file__).resolve().parents[2]
-    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, cwd=root)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root
+    )
     child = int(holder.stdout.readline())
     try:
         with pytest.raises(RefusedError):

@@ -62,10 +62,22 @@ class Scene:
 
 
 def spec(replicas: int = 2, restart_us: int | None = 300_000) -> TargetSpec:
-    inference = Service("inference", app="replica.py:make_app", replicas=replicas, gpu="simulated",
-                        health=Health("/health", 10 * SECOND), restart_after_us=restart_us)
-    return TargetSpec("scene", "process", "inference", {"inference": inference}, {},
-                      folder=ROOT / "targets" / "reference")
+    inference = Service(
+        "inference",
+        app="replica.py:make_app",
+        replicas=replicas,
+        gpu="simulated",
+        health=Health("/health", 10 * SECOND),
+        restart_after_us=restart_us,
+    )
+    return TargetSpec(
+        "scene",
+        "process",
+        "inference",
+        {"inference": inference},
+        {},
+        folder=ROOT / "targets" / "reference",
+    )
 
 
 def plan(kind: str, for_s: float | None = 2, count: int = 1, **settings) -> FaultPlan:
@@ -78,17 +90,38 @@ def play(host: str, folder: Path, body, *, sabotage=(), target: TargetSpec | Non
 
     async def main():
         clock = LoopClock(asyncio.get_running_loop().time())
-        transport = MemoryTransport(MemoryNetwork(clock)) if host == "virtual" else SocketTransport()
+        transport = (
+            MemoryTransport(MemoryNetwork(clock)) if host == "virtual" else SocketTransport()
+        )
         run_id = f"scene-{os.getpid()}-{os.urandom(3).hex()}"
         ledger = Ledger.create(run_id, run_id)
         catalog = Sabotaged(None)
-        driver = catalog.driver(host)(DriverContext(
-            run_id, 1, target or spec(), frozenset(), "", "token", folder, clock, transport, {},
-            ledger.process))
+        driver = catalog.driver(host)(
+            DriverContext(
+                run_id,
+                1,
+                target or spec(),
+                frozenset(),
+                "",
+                "token",
+                folder,
+                clock,
+                transport,
+                {},
+                ledger.process,
+            )
+        )
         events: list = []
-        agent = Agent(run_id, catalog, ledger, driver,
-                      InLoopExecutor(catalog, driver, clock, transport), clock,
-                      lambda name, fields: events.append((name, dict(fields))), seed=1)
+        agent = Agent(
+            run_id,
+            catalog,
+            ledger,
+            driver,
+            InLoopExecutor(catalog, driver, clock, transport),
+            clock,
+            lambda name, fields: events.append((name, dict(fields))),
+            seed=1,
+        )
         scene = Scene(agent, driver, clock, transport, events)
         try:
             await agent.start_target()

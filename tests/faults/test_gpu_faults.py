@@ -28,16 +28,18 @@ def test_it_bites_is_healed_and_both_are_proven(kind, settings, host, tmp_path):
 
 @pytest.mark.parametrize(("kind", "settings"), [LOST, SLOW])
 def test_an_inject_that_does_nothing_is_never_seen_active(kind, settings, tmp_path):
-    scene, _, _ = play("virtual", tmp_path, lambda s: s.life(plan(kind, **settings)),
-                       sabotage=["inject"])
+    scene, _, _ = play(
+        "virtual", tmp_path, lambda s: s.life(plan(kind, **settings)), sabotage=["inject"]
+    )
     assert scene.named("fault_injected")[0]["error"] is None
     assert set(scene.looks("during")) == {"no"}
 
 
 @pytest.mark.parametrize(("kind", "settings"), [LOST, SLOW])
 def test_a_heal_that_does_nothing_is_seen_through(kind, settings, tmp_path):
-    scene, _, left = play("virtual", tmp_path, lambda s: s.life(plan(kind, **settings)),
-                          sabotage=["heal"])
+    scene, _, left = play(
+        "virtual", tmp_path, lambda s: s.life(plan(kind, **settings)), sabotage=["heal"]
+    )
     assert [e["rung"] for e in scene.named("fault_healed")] == ["undo", "disable"]
     assert scene.named("heal_proven")[0]["by_own_heal"] is False and len(left) == 1
 
@@ -75,8 +77,10 @@ def test_half_of_the_asked_slow_down_is_the_least_that_proves_it(tmp_path):
     async def body(scene):
         victim = scene.driver.replicas("inference")[0]
         gap = (await look(scene, *SLOW, victim)).value
-        return [(await look(scene, *SLOW, victim, before)).active
-                for before in (gap, gap / 1.9, gap / 2.1)]
+        return [
+            (await look(scene, *SLOW, victim, before)).active
+            for before in (gap, gap / 1.9, gap / 2.1)
+        ]
 
     # 3x asked: at least 2 x before.
     assert play("virtual", tmp_path, body)[1] == [Active.NO, Active.NO, Active.YES]
@@ -84,8 +88,9 @@ def test_half_of_the_asked_slow_down_is_the_least_that_proves_it(tmp_path):
 
 @pytest.mark.parametrize("slow_down", ["10x", "30x"])
 def test_a_very_slow_gpu_shows_within_the_time_of_a_look(slow_down, tmp_path):
-    scene, _, left = play("virtual", tmp_path, lambda s: s.life(
-        plan("gpu.throttle", slow_down=slow_down), for_s=4))
+    scene, _, _left = play(
+        "virtual", tmp_path, lambda s: s.life(plan("gpu.throttle", slow_down=slow_down), for_s=4)
+    )
     looks = scene.looks("during")
     assert "no" not in looks
     assert looks.count("yes") / len(looks) > (0.8 if slow_down == "10x" else 0)
@@ -107,8 +112,9 @@ def test_a_gone_replica_is_no_lost_gpu_and_needs_no_heal(tmp_path):
 
 def test_a_service_without_a_gpu_is_refused(tmp_path):
     target = spec()
-    bare = {name: type(s)(s.name, app=s.app, health=s.health)
-            for name, s in target.services.items()}
+    bare = {
+        name: type(s)(s.name, app=s.app, health=s.health) for name, s in target.services.items()
+    }
     target = type(target)(target.name, "process", target.entry, bare, {}, folder=target.folder)
 
     async def body(scene):

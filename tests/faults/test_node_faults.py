@@ -17,7 +17,7 @@ HOSTS = ["virtual", "process"]
 
 def assert_proven(scene, left):
     assert scene.looks("before") == ["no"] * 3
-    assert set(scene.looks("during")[1:]) == {"yes"}     # the first lies within the guard
+    assert set(scene.looks("during")[1:]) == {"yes"}  # the first lies within the guard
     [proven] = scene.named("heal_proven")
     assert proven["proven"] is True and proven["by_own_heal"] is True, proven
     assert left == []
@@ -51,8 +51,9 @@ def test_kill_is_seen_and_the_replica_comes_back(host, tmp_path):
 @pytest.mark.parametrize("kind", ["node.kill", *HELD])
 def test_an_inject_that_does_nothing_is_never_seen_active(kind, tmp_path):
     for_s = None if kind == "node.kill" else 2
-    scene, _, _ = play("virtual", tmp_path, lambda s: s.life(plan(kind, for_s)),
-                       sabotage=["inject"])
+    scene, _, _ = play(
+        "virtual", tmp_path, lambda s: s.life(plan(kind, for_s)), sabotage=["inject"]
+    )
     assert scene.named("fault_injected")[0]["error"] is None
     assert set(scene.looks("during")) == {"no"}
 
@@ -138,8 +139,10 @@ def test_a_replica_that_is_slow_but_runs_is_not_taken_for_paused(tmp_path):
         victim = scene.driver.replicas("inference")[0]
         injection = Injection("x#1", "x", "node.pause", {}, victim, 0, 1)
         real = scene.driver.open(victim, Needs.REPLICA)
-        return [(await fault.observe(injection, Silent(real, state), None)).active
-                for state in ("S", "R", "T", "")]
+        return [
+            (await fault.observe(injection, Silent(real, state), None)).active
+            for state in ("S", "R", "T", "")
+        ]
 
     assert play("virtual", tmp_path, body)[1] == ["unknown", "unknown", "yes", "yes"]
 
