@@ -14,16 +14,10 @@ import yaml
 
 from survive.catalog import Catalog, nearest
 from survive.errors import Problem, RecordError, ScenarioError, Where
-from survive.scenario.checks import (
-    Check,
-    check_recoveries,
-    make_faults,
-    make_load,
-    make_objectives,
-    make_requests,
-    make_stop_if,
-)
+from survive.scenario.breaking import check_recoveries, make_faults
+from survive.scenario.check import Check
 from survive.scenario.grammar import Draft, validated
+from survive.scenario.limits import make_objectives, make_stop_if
 from survive.scenario.model import (
     FaultPlan,
     LoadSpec,
@@ -44,6 +38,7 @@ from survive.scenario.overrides import (
     wants,
 )
 from survive.scenario.target import TargetSource, check_env, check_target, make_target
+from survive.scenario.traffic import make_load, make_requests
 from survive.scenario.tree import MAX_BYTES, Entry, Node, plain, read_tree, unshared
 from survive.scenario.tree import read_scalar as plain_scalar
 

@@ -174,7 +174,7 @@ def test_a_team_needs_nothing_but_its_own_folders(team: Path) -> None:
     assert scenario.objectives["first"].of == ("chat",)
     assert [kind.share for kind in scenario.requests.values()] == pytest.approx([0.6, 0.4])
     low, up, high = scenario.load.phases
-    assert (up.start_rps, up.end_rps, up.constant) == (10, 40, False)
+    assert (up.start_rps, up.end_rps) == (Fraction(10), Fraction(40)) and not up.constant
     assert (low.start_us, high.start_us) == (0, 20 * SECOND)
     assert scenario.target.services["model"].restart_after_us == 2 * SECOND
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from survive.contracts import Json
 from survive.scenario.settings import SettingError, parse_settings
 from survive.units import Duration, Factor, Share
 
@@ -31,7 +32,7 @@ class Latency:
 
 
 def test_every_type_is_read() -> None:
-    raw = {
+    raw: dict[str, Json] = {
         "latency": "300ms",
         "jitter": "0ms",
         "part": "20%",
@@ -63,9 +64,9 @@ def test_every_type_is_read() -> None:
         ({"latency": "1s", "jitter": "2s"}, "with", "jitter is larger than latency"),
     ],
 )
-def test_a_bad_setting_is_named(raw: dict[str, object], name: str, said: str) -> None:
+def test_a_bad_setting_is_named(raw: dict[str, Json], name: str, said: str) -> None:
     with pytest.raises(SettingError) as caught:
-        parse_settings(Latency, raw)  # type: ignore[arg-type]
+        parse_settings(Latency, raw)
     assert caught.value.setting == name
     assert said in str(caught.value)
 

@@ -22,7 +22,7 @@ def bomb(levels: int) -> str:
     return "\n".join(lines)
 
 
-HOSTILE = {
+HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "f:1:1: the file is empty"),
     "only a comment": ("# nothing\n", "the file is empty"),
     "too large": (b"a" * (MAX_BYTES + 1), "larger than 1024 KiB"),

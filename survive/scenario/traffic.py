@@ -1,0 +1,240 @@
+"""What is sent, and when: request kinds, their shares, phases, lanes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from survive.catalog import nearest
+from survive.scenario.check import Check, is_streamed
+from survive.scenario.data import Variable, data_problem, variables
+from survive.scenario.model import (
+    Expect,
+    LoadSpec,
+    Phase,
+    RequestKind,
+)
+from survive.scenario.models import (
+    PhaseModel,
+    RequestModel,
+)
+from survive.scenario.tree import Path as Loc
+from survive.scenario.tree import strings
+from survive.units import SECOND, show_rps, show_us
+
+METHODS = ("get", "post", "put", "patch", "delete")
+MAX_RPS = 10_000_000
+MAX_LOAD_US = 24 * 3600 * SECOND
+MAX_LANES = 10_000
+LANE_MARGIN = Fraction(6, 5)  # DESIGN law 2: peak rate × timeout × 1.2
+_EPSILON = 1e-9
+
+
+def make_requests(check: Check) -> dict[str, RequestKind]:
+    """Every request kind, with the shares that were left open."""
+    shares = _shares(check)
+    return {
+        name: _request(check, name, model, shares.get(name, 0.0))
+        for name, model in check.model.requests.items()
+    }
+
+
+def _shares(check: Check) -> dict[str, float]:
+    requests = check.model.requests
+    given = {name: model.share for name, model in requests.items() if model.share is not None}
+    total = math.fsum(given.values())
+    open_kinds = [name for name in requests if name not in given]
+    sound = check.draft.sound("requests")
+    if total > 1 + _EPSILON:
+        check.wrong(
+            ("requests",), f"shares sum to {total * 100:.6g}%, which is over 100%", key=True
+        )
+    elif not open_kinds and sound and total < 1 - _EPSILON:
+        check.wrong(
+            ("requests",),
+            f"shares sum to {total * 100:.6g}%, not 100%",
+            "a kind without a share takes the rest",
+            key=True,
+        )
+    elif open_kinds and sound and total > 1 - _EPSILON:
+        check.wrong(
+            ("requests", open_kinds[0]),
+            "the other kinds leave no share for it",
+            "lower them, or give it a share",
+            key=True,
+        )
+    rest = max(0.0, 1 - total) / len(open_kinds) if open_kinds else 0.0
+    return {name: given.get(name, rest) for name in requests}
+
+
+def _request(check: Check, name: str, model: RequestModel, part: float) -> RequestKind:
+    path = ("requests", name)
+    used = [method for method in METHODS if getattr(model, method) is not None]
+    if len(used) != 1 and all(check.draft.sound(*path, method) for method in METHODS):
+        given = " and ".join(used) if used else "no method"
+        check.wrong(
+            path, f"request {name!r} has {given}", f"exactly one of {', '.join(METHODS)}", key=True
+        )
+    method = used[0] if used else "get"
+    if method == "get" and used and model.body is not None:
+        check.wrong((*path, "json"), "a get has no body", "use post, or remove json", key=True)
+    if model.expect.stream is not None and not is_streamed(model):
+        check.wrong(
+            (*path, "expect", "stream"),
+            "this request does not ask for a stream",
+            "set `stream: true` in its json",
+            key=True,
+        )
+    if model.expect.status is not None and not model.expect.status:
+        check.wrong((*path, "expect", "status"), "is empty; at least one is needed")
+    _check_templates(check, name, model)
+    return RequestKind(
+        name=name,
+        share=part,
+        method=method.upper(),
+        path=getattr(model, method) or "/",
+        headers=tuple((key.lower(), value) for key, value in model.headers.items()),
+        json=model.body,
+        auth=model.auth == "bearer",
+        data=Path(model.data) if model.data is not None else None,
+        expect=Expect(frozenset(model.expect.status or [200]), model.expect.stream == "complete"),
+        timeout_us=model.timeout,
+    )
+
+
+def _check_templates(check: Check, name: str, model: RequestModel) -> None:
+    path: Loc = ("requests", name)
+    rows: set[str] = set()
+    for key in (*METHODS, "json", "headers"):
+        node = check.draft.node(*path, key)
+        for below, text in strings(node) if node is not None else ():
+            for variable in variables(text):
+                _check_variable(check, (*path, key, *below), variable)
+                if variable.source == "row":
+                    rows.add(variable.name)
+    if model.data is None:
+        if rows and check.draft.sound(*path, "data"):
+            check.wrong(
+                path,
+                f"{{{{ row.{min(rows)} }}}} needs rows",
+                "name a file: `data: rows.jsonl`",
+                key=True,
+            )
+    elif not check.stored:
+        problem = data_problem(check.folder / model.data, rows)
+        if problem is not None and problem.where.line:
+            check.draft.problems.append(problem)
+        elif problem is not None:
+            check.wrong((*path, "data"), f"{model.data}: {problem.message}", problem.hint)
+
+
+def _check_variable(check: Check, path: Loc, variable: Variable) -> None:
+    if not variable.source:
+        check.wrong(
+            path,
+            f"{variable.text} is not a template",
+            "write {{ row.name }} or {{ target.name }}",
+        )
+    elif variable.source == "target" and check.knows("vars"):
+        known = [*check.spec.vars]
+        if variable.name not in known:
+            hint = nearest(variable.name, known) or "the target file has no vars"
+            check.wrong(path, f"the target has no var {variable.name!r}", hint)
+
+
+def make_load(check: Check, requests: Mapping[str, RequestKind]) -> LoadSpec:
+    """The schedule, in requests per second after scale."""
+    model = check.model.load
+    phases: list[Phase] = []
+    for index, phase in enumerate(model.phases):
+        phases.append(_phase(check, index, phase, phases, requests))
+    end = phases[-1].end_us
+    if end > MAX_LOAD_US:
+        check.wrong(("load", "phases"), f"the load lasts {show_us(end)}, over 24h", key=True)
+    peak = max(max(p.start_rps, p.end_rps) for p in phases)
+    timeout = max((r.timeout_us for r in requests.values()), default=SECOND)
+    needed = max(1, math.ceil(peak * Fraction(timeout, SECOND) * LANE_MARGIN))
+    lanes = model.lanes if model.lanes is not None else min(needed, MAX_LANES)
+    if lanes < needed:
+        check.warnings.append(
+            f"{lanes} lanes are fewer than the {needed} that {show_rps(float(peak))} with "
+            f"timeouts of {show_us(timeout)} can need; waiting for a lane counts as latency"
+        )
+    return LoadSpec(model.arrivals, model.scale, lanes, needed, tuple(phases))
+
+
+def _phase(
+    check: Check,
+    index: int,
+    model: PhaseModel,
+    before: Sequence[Phase],
+    requests: Mapping[str, RequestKind],
+) -> Phase:
+    path: Loc = ("load", "phases", index)
+    if model.name in {p.name for p in before}:
+        check.wrong((*path, "name"), f"a second phase is called {model.name!r}")
+    _check_rates(check, path, model, first=not before)
+    start_us = before[-1].end_us if before else 0
+    factor: Fraction = check.model.load.scale
+    asked = model.rate if model.rate is not None else model.ramp_to
+    end_rps = (asked if asked is not None else Fraction(1)) * factor
+    if end_rps > MAX_RPS:
+        key = "rate" if model.rate is not None else "ramp_to"
+        check.wrong((*path, key), f"{float(end_rps):,.0f}/s after scale is over 10M/s")
+    ramp = model.rate is None and model.ramp_to is not None and bool(before)
+    return Phase(
+        name=model.name,
+        start_us=start_us,
+        end_us=start_us + model.for_,
+        start_rps=before[-1].end_rps if ramp else end_rps,
+        end_rps=end_rps,
+        curve=model.curve or "linear",
+        warm_up=model.warm_up,
+        shares=_phase_shares(check, (*path, "share"), model.share, requests),
+    )
+
+
+def _check_rates(check: Check, path: Loc, model: PhaseModel, *, first: bool) -> None:
+    both = all(check.draft.sound(*path, key) for key in ("rate", "ramp_to"))
+    if both and (model.rate is None) == (model.ramp_to is None):
+        given = "both rate and ramp_to" if model.rate is not None else "neither rate nor ramp_to"
+        check.wrong(path, f"phase {model.name!r} has {given}", "it needs exactly one")
+    if model.ramp_to is not None and first:
+        check.wrong(
+            (*path, "ramp_to"),
+            "the first phase has no rate to ramp from",
+            "begin with a phase that has a rate",
+            key=True,
+        )
+    if model.curve is not None and model.ramp_to is None and check.draft.sound(*path, "ramp_to"):
+        check.wrong(
+            (*path, "curve"), "only a ramp has a curve", "use ramp_to, or remove it", key=True
+        )
+
+
+def _phase_shares(
+    check: Check, path: Loc, given: Mapping[str, float], requests: Mapping[str, RequestKind]
+) -> dict[str, float]:
+    """The mix of one phase: kinds that it names, the others rescaled to fill the rest."""
+    for name in given:
+        if name not in check.kinds:
+            check.wrong(
+                (*path, name), f"unknown request {name!r}", nearest(name, check.kinds), key=True
+            )
+    named = math.fsum(given.values())
+    others = math.fsum(r.share for name, r in requests.items() if name not in given)
+    if named > 1 + _EPSILON:
+        check.wrong(path, f"shares sum to {named * 100:.6g}%, which is over 100%", key=True)
+    elif given and named < 1 - _EPSILON and others <= 0 and check.draft.sound("requests"):
+        check.wrong(
+            path, f"shares sum to {named * 100:.6g}%, and no other kind takes the rest", key=True
+        )
+    factor = max(0.0, 1 - named) / others if others > 0 else 0.0
+    if not given:
+        factor = 1.0
+    return {
+        name: given[name] if name in given else request.share * factor
+        for name, request in requests.items()
+    }
