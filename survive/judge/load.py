@@ -80,12 +80,10 @@ def _late(plan: Plan, table: Table, windows: Windows) -> Iterator[str]:
     sent = late.copy()
     for kind in range(len(plan.kinds)):
         sets = table.block(Series.SEND_LAG, "", kind)
-        entries = table.entries(sets)
-        phase = windows.phase[windows.first_slice[table.sets[sets][:, 3]]][table.owners(sets)]
-        counts = table.count[entries]
-        over = np.where(table.index[entries] > index_of(LATE_US), counts, 0)
-        sent += np.bincount(phase, weights=counts, minlength=len(late)).astype(np.int64)
-        late += np.bincount(phase, weights=over, minlength=len(late)).astype(np.int64)
+        phase = windows.phase[windows.first_slice[table.sets[sets][:, 3]]]
+        over = table.sums(sets, table.index[table.entries(sets)] > index_of(LATE_US))
+        sent += _by_phase(phase, table.sums(sets), len(late))
+        late += _by_phase(phase, over, len(late))
     constant = [p.constant and not p.warm_up for p in plan.phases]
     judged = constant if any(constant) else [not p.warm_up for p in plan.phases]
     for at, phase_plan in enumerate(plan.phases):
@@ -96,6 +94,10 @@ def _late(plan: Plan, table: Table, windows: Windows) -> Iterator[str]:
                 f"{phase_plan.name} were sent more than {LATE_US // 1000} ms late; it sent "
                 f"{sent[at] / span_s:.4g}/s of {sum(plan.planned[at]) / span_s:.4g}/s"
             )
+
+
+def _by_phase(phase: I64, values: I64, phases: int) -> I64:
+    return np.bincount(phase, weights=values, minlength=phases).astype(np.int64)
 
 
 def starved_seconds(plan: Plan, table: Table) -> I64:

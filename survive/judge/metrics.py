@@ -86,11 +86,7 @@ class Tally:
     def _over_limit(self) -> I64:
         """Of each set, the values over the limit."""
         entries = self._table.entries(self._sets)
-        over = self._table.index[entries] > index_of(self._limit_us)
-        weights = np.where(over, self._table.count[entries], 0)
-        length = self._sets.stop - self._sets.start
-        owners = self._table.owners(self._sets)
-        return np.bincount(owners, weights=weights, minlength=length).astype(np.int64)
+        return self._table.sums(self._sets, self._table.index[entries] > index_of(self._limit_us))
 
     def per_slice(self, window: str) -> tuple[I64, I64]:
         """(n, bad) of every slice, of requests in a window made of single slices."""

@@ -110,7 +110,7 @@ class Table:
     sets: I64
     ends: I64
     index: U16
-    count: I32  # of a bucket of one segment: 10M/s for a minute stay far below 2^31
+    count: npt.NDArray[np.integer]  # as narrow as its largest value allows, on disk and here
     who: I64
     who_names: tuple[str, ...]
     why: I64
@@ -143,15 +143,28 @@ class Table:
 
     def owners(self, sets: slice) -> I64:
         """For each entry of adjacent sets, which of them it is of (0 = the first)."""
-        ends = self.ends[sets]
-        first = int(self.ends[sets.start - 1]) if sets.start else 0
-        sizes = np.diff(ends, prepend=first)
+        sizes = self._sizes(sets)
         return np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+
+    def _sizes(self, sets: slice) -> I64:
+        first = int(self.ends[sets.start - 1]) if sets.start else 0
+        return np.diff(self.ends[sets], prepend=first)
+
+    def sums(self, sets: slice, chosen: npt.NDArray[np.bool_] | None = None) -> I64:
+        """Of each of adjacent sets, its total; ``chosen`` picks among their entries."""
+        entries = self.entries(sets)
+        if sets.start == sets.stop:
+            return np.zeros(0, dtype=np.int64)
+        counts = self.count[entries]
+        picked = counts if chosen is None else np.where(chosen, counts, counts.dtype.type(0))
+        begins = np.concatenate(([entries.start], self.ends[sets][:-1])) - entries.start
+        total: I64 = np.add.reduceat(picked, begins, dtype=np.int64)  # no set is empty
+        return total
 
     def dense(self, sets: slice, chosen: npt.NDArray[np.bool_]) -> I64:
         """The chosen of adjacent sets added up: a count for every bucket."""
         entries = self.entries(sets)
-        mine = chosen[self.owners(sets)]
+        mine = np.repeat(chosen, self._sizes(sets))
         added = np.bincount(
             self.index[entries][mine], weights=self.count[entries][mine], minlength=BUCKETS
         )
@@ -224,7 +237,9 @@ class Table:
 
 
 def _narrow(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """32 bits on disk where they hold the values."""
+    """Counts as narrow as they fit, everything else in 32 bits where those hold it."""
+    if values.dtype == np.int32 and values.size:
+        return values.astype(np.min_scalar_type(int(values.max())))
     if values.dtype == np.int64 and (not values.size or np.abs(values).max() < 2**31):
         return values.astype(np.int32)
     return values
