@@ -66,6 +66,9 @@ class Started:
         while time.monotonic() < deadline:
             if event in self.events():
                 self.run_id = json.loads(self._only("manifest.json").read_text())["run"]
+                # Load, agent, one child an injection, gateway, retrieval, three replicas: all
+                # bear the mark, or the looks for what is left would see nothing.
+                assert len(processes.marked(self.run_id)) >= 7
                 return
             if self.process.poll() is not None:
                 raise AssertionError(f"ended with {self.process.returncode}: {self.output()}")
