@@ -177,12 +177,9 @@ def targets() -> ExitCode:
 @click.argument("what", type=click.Choice(["scenario", "target"]), default="scenario")
 def schema(what: str) -> ExitCode:
     """Print the JSON Schema (draft 7) of a file, for editors and hooks."""
-    import json
+    from survive.scenario.schema import file_text, scenario_schema, target_schema
 
-    from survive.scenario.schema import scenario_schema, target_schema
-
-    document = scenario_schema() if what == "scenario" else target_schema()
-    click.echo(json.dumps(document, indent=2))
+    click.echo(file_text(scenario_schema() if what == "scenario" else target_schema()), nl=False)
     return ExitCode.SURVIVED
 
 
@@ -223,5 +220,3 @@ def _bug() -> ExitCode:
     click.echo(f"a bug of ours: {text.strip().splitlines()[-1]}", err=True)
     click.echo(f"  hint: please report it with {file.name}", err=True)
     return ExitCode.BUG
-
-

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CONTRACTS = {"survive.errors", "survive.units", "survive.clock", "survive.transport",
-             "survive.contracts", "survive.catalog"}
+CONTRACTS = {
+    "survive.errors",
+    "survive.units",
+    "survive.clock",
+    "survive.transport",
+    "survive.contracts",
+    "survive.catalog",
+}
 
 # A folder may import itself, these, and nothing else of survive.
 ALLOWED = {
@@ -18,8 +24,8 @@ ALLOWED = {
     "survive/record": CONTRACTS | {"survive.plan", "survive.scenario"},
     "survive/judge": CONTRACTS | {"survive.plan", "survive.record", "survive.scenario"},
     "survive/load": CONTRACTS | {"survive.plan", "survive.record", "survive.scenario"},
-    "survive/chaos": CONTRACTS | {"survive.plan", "survive.scenario", "survive.host.driver",
-                                  "survive.host.sockets"},
+    "survive/chaos": CONTRACTS
+    | {"survive.plan", "survive.scenario", "survive.host.driver", "survive.host.sockets"},
     "faults": CONTRACTS,
     "reporters": CONTRACTS | {"survive.record", "survive.judge", "survive.plan"},
     "targets/reference": CONTRACTS,
@@ -102,20 +108,30 @@ def test_pydantic_lives_where_yaml_enters():
 
 
 CLOCK_CALLS = {
-    ("time", "time"), ("time", "sleep"), ("datetime", "now"), ("random", "random"),
-    ("asyncio", "sleep"), ("time", "monotonic"), ("os", "urandom"),
+    ("time", "time"),
+    ("time", "sleep"),
+    ("datetime", "now"),
+    ("random", "random"),
+    ("asyncio", "sleep"),
+    ("time", "monotonic"),
+    ("os", "urandom"),
 }
 
 
-@pytest.mark.parametrize("folder", ["survive/judge", "survive/plan", "survive/record", "faults",
-                                    "targets/reference", "reporters"])
+@pytest.mark.parametrize(
+    "folder",
+    ["survive/judge", "survive/plan", "survive/record", "faults", "targets/reference", "reporters"],
+)
 def test_time_and_chance_come_from_the_clock_and_the_seed(folder):
     bad = []
     for path in files(folder):
-        if path.parent.name == "proxy":     # a process of its own, in real time only
+        if path.parent.name == "proxy":  # a process of its own, in real time only
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-                    and (node.value.id, node.attr) in CLOCK_CALLS):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and (node.value.id, node.attr) in CLOCK_CALLS
+            ):
                 bad.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.value.id}.{node.attr}")
     assert bad == []

@@ -1,4 +1,4 @@
-"""What the commands ``run``, ``judge``, ``report`` and ``heal`` do, between the parser and the core."""
+"""What ``run``, ``judge``, ``report`` and ``heal`` do, between the parser and the core."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class RunContext:
     plan: Plan
     catalog: Catalog
     folder: Path
-    key: str                # bearer key of the target, "" = none
-    token: str              # of the simulated GPU's control channel
+    key: str  # bearer key of the target, "" = none
+    token: str  # of the simulated GPU's control channel
     env: Mapping[str, str]
 
 
@@ -134,7 +134,7 @@ def judge_run(folder: Path, *, from_hlog: bool, form: str) -> ExitCode:
 
 
 def report_run(folder: Path, *, form: str, output: Path | None) -> ExitCode:
-    """Render a stored run; the verdict is computed afresh, so a report never outlives its record."""
+    """Render a stored run. The verdict is computed afresh: a report never outlives its record."""
     record = Record.load(folder)
     verdict = judge(record, load_stored(folder))
     if form == "terminal" and output is None:
@@ -170,7 +170,7 @@ def _secrets(
             f"the environment variable {name} is not set",
             hint=f"it holds the key of target {target.name!r}",
         )
-    if virtual:     # fixed by the seed: the same seed gives the same record
+    if virtual:  # fixed by the seed: the same seed gives the same record
         return (f"virtual-key-{seed}" if name else ""), f"virtual-token-{seed}"
     return key or (secrets.token_hex(16) if name else ""), secrets.token_hex(16)
 

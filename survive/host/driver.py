@@ -26,8 +26,10 @@ class TargetUnhealthyError(SurviveError):
     exit_code = ExitCode.INCONCLUSIVE
 
     def __init__(self, service: str, why: str, last_lines: list[str]) -> None:
-        super().__init__(f"{service} never became healthy: {why}",
-                         hint="its last lines:\n    " + "\n    ".join(last_lines or ["(none)"]))
+        super().__init__(
+            f"{service} never became healthy: {why}",
+            hint="its last lines:\n    " + "\n    ".join(last_lines or ["(none)"]),
+        )
         self.service = service
         self.last_lines = last_lines
 
@@ -36,7 +38,7 @@ class TargetUnhealthyError(SurviveError):
 class DriverContext:
     """All that a driver may use.
 
-    ``links`` names the links that get a fault proxy (``gateway -> inference``, ``load -> gateway``).
+    ``links`` names the links that get a fault proxy (``gateway -> inference``).
     ``key`` is the bearer key ("" none), given to services as SURVIVE_KEY. ``started`` must be
     called with (name, pid, start_time) *right after* each process is created: it is the ledger.
     ``scratch`` is a private folder that lives as long as the run. ``env`` resolves ``${ENV}``.
@@ -47,7 +49,7 @@ class DriverContext:
     spec: TargetSpec
     links: frozenset[str]
     key: str
-    token: str                      # of the simulated GPU's control channel
+    token: str  # of the simulated GPU's control channel
     scratch: Path
     clock: Clock
     transport: Transport
@@ -56,7 +58,7 @@ class DriverContext:
 
 
 class Driver(Protocol):
-    """See the module's docstring. ``Driver(context)`` constructs it; nothing starts before start."""
+    """``Driver(context)`` constructs it; nothing starts before start. See the module."""
 
     async def start(self) -> None:
         """All services up and healthy. Raises TargetUnhealthyError, RefusedError."""

@@ -20,8 +20,9 @@ def show_faults(kind: str | None, form: str) -> str:
         return _page(catalog.fault(kind))
     rows = [catalog.fault(name) for name in catalog.fault_kinds()]
     return "\n".join(
-        f"{f.kind:18} {'held' if f.held else 'one-shot':9} {f.grade:10} {f.needs:8} "
-        f"{f.certifies}"[:100].rstrip()
+        f"{f.kind:18} {'held' if f.held else 'one-shot':9} {f.grade:10} {f.needs:8} {f.certifies}"[
+            :100
+        ].rstrip()
         for f in rows
     )
 

@@ -32,9 +32,9 @@ from survive.load.wire import LoadFailed, Message, Ready, read_messages
 from survive.record.samples import Frame
 from survive.record.writer import RecordWriter
 
-LEAD_S = 60.0           # t before the load begins is negative; a target starts well within this
-BEGIN_IN_S = 0.3        # from the order to t = 0: time for all processes to hear it
-READY_WITHIN_S = 20.0   # Locust's imports, on a busy machine
+LEAD_S = 60.0  # t before the load begins is negative; a target starts well within this
+BEGIN_IN_S = 0.3  # from the order to t = 0: time for all processes to hear it
+READY_WITHIN_S = 20.0  # Locust's imports, on a busy machine
 
 
 def perform_real(
@@ -191,11 +191,19 @@ class RealHost:
             "kinds": [kind.to_json() for kind in kinds],
             "address": address,
         }
-        spec.touch(mode=0o600)      # it holds the bearer key
+        spec.touch(mode=0o600)  # it holds the bearer key
         spec.write_text(json.dumps(document), encoding="utf-8")
-        argv = [sys.executable, "-m", "survive.load.process", "--spec", str(spec),
-                "--control", str(self._pipes.control_read),
-                "--report", str(self._pipes.report_write)]
+        argv = [
+            sys.executable,
+            "-m",
+            "survive.load.process",
+            "--spec",
+            str(spec),
+            "--control",
+            str(self._pipes.control_read),
+            "--report",
+            str(self._pipes.report_write),
+        ]
         self._load_pid = await self._remote.spawn("load", argv, self._pipes.for_load)
         self._messages = read_messages(await self._pipes.reader())
         try:

@@ -26,13 +26,13 @@ from survive.units import SECOND
 
 T = TypeVar("T")
 TICK_US = SECOND // 4
-LOAD_END_GRACE_US = 15 * SECOND     # beyond the longest deadline: then the load is called dead
+LOAD_END_GRACE_US = 15 * SECOND  # beyond the longest deadline: then the load is called dead
 
 
 class Host(Protocol):
     """Where a run happens."""
 
-    name: str                       # real | virtual
+    name: str  # real | virtual
     agent: AgentPort
 
     @property
@@ -73,7 +73,7 @@ class Stop:
     """A wish to end the run early. The first one counts."""
 
     asked: asyncio.Event = field(default_factory=asyncio.Event)
-    by: str = ""                    # signal | stop_if
+    by: str = ""  # signal | stop_if
     detail: dict[str, Json] = field(default_factory=dict)
 
     def ask(self, by: str, **detail: Json) -> None:
@@ -101,7 +101,10 @@ class Run:
     def emit(self, name: str, fields: Mapping[str, Json], t_us: int | None = None) -> None:
         """To the record and the display. ``t_us`` None = now."""
         at = self.host.clock.now_us() if t_us is None else t_us
-        self.writer.event(name, fields, at)
+        try:
+            self.writer.event(name, fields, at)
+        except OSError as error:
+            raise HarnessError(f"the record cannot be written: {error}") from error
         self.display.event(name, fields, at)
 
     async def perform(self) -> SurviveError | None:
@@ -177,7 +180,10 @@ class Run:
 
     async def _record_load(self) -> None:
         async for frame in self.host.frames():
-            self.writer.frame(frame)
+            try:
+                self.writer.frame(frame)
+            except OSError as error:
+                raise HarnessError(f"the record cannot be written: {error}") from error
 
     async def _tick(self) -> None:
         clock = self.host.clock

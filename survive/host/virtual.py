@@ -28,7 +28,7 @@ from survive.load.template import compile_requests
 from survive.record.samples import Frame
 from survive.record.writer import RecordWriter
 
-LEAD_S = 60.0       # t before the load begins is negative; a target starts well within this
+LEAD_S = 60.0  # t before the load begins is negative; a target starts well within this
 BEGIN_IN_S = 0.25
 
 

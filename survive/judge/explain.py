@@ -119,10 +119,7 @@ def _cells(scenario: Scenario, plan: Plan) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     return [
         "objectives",
-        *(
-            "  " + "  ".join(map(str.ljust, row[:3], widths)) + f"  {row[3]}"
-            for row in rows
-        ),
+        *("  " + "  ".join(map(str.ljust, row[:3], widths)) + f"  {row[3]}" for row in rows),
     ]
 
 

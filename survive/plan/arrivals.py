@@ -226,7 +226,7 @@ class Schedule:
 
     def _places(self, number: int) -> F64:
         if not self._poisson:
-            return number * float(BLOCK) + np.arange(BLOCK) + 0.5
+            return number * float(BLOCK) + np.arange(BLOCK, dtype=np.float64) + 0.5
         count = poisson_count(self._seed, number)
         places: F64 = np.sort(uniforms(bits(self._seed, _PLACE, number, count)))
-        return number * float(BLOCK) + places * BLOCK
+        return number * float(BLOCK) + places * float(BLOCK)

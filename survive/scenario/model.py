@@ -1,4 +1,4 @@
-"""A valid scenario, as the rest of the code sees it. Frozen, in base units, nothing optional left open.
+"""A valid scenario, as the rest of the code sees it: frozen, in base units, nothing left open.
 
 The loader is the only maker. Durations are integer microseconds, rates exact requests per second
 *after* scale, shares 0..1.
@@ -22,7 +22,7 @@ class Expect:
     """What makes an answer ok. A stream counts as ok only if complete when so asked."""
 
     status: frozenset[int] = frozenset({200})
-    stream_complete: bool = False     # `stream: complete`: finish reason and [DONE] were seen
+    stream_complete: bool = False  # `stream: complete`: finish reason and [DONE] were seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,13 @@ class RequestKind:
     """One kind of call that users make. Templates are still unrendered."""
 
     name: str
-    share: float                      # of all arrivals, 0..1; kinds sum to 1
+    share: float  # of all arrivals, 0..1; kinds sum to 1
     method: str
-    path: str                         # template
+    path: str  # template
     headers: tuple[tuple[str, str], ...] = ()
-    json: Json = None                 # template; None = no body
-    auth: bool = True                 # send the target's bearer key
-    data: Path | None = None          # rows for {{ row.x }}
+    json: Json = None  # template; None = no body
+    auth: bool = True  # send the target's bearer key
+    data: Path | None = None  # rows for {{ row.x }}
     expect: Expect = Expect()
     timeout_us: int = 10_000_000
 
@@ -55,9 +55,9 @@ class Phase:
     end_us: int
     start_rps: Fraction
     end_rps: Fraction
-    curve: str = "linear"             # linear | exponential; of ramps
+    curve: str = "linear"  # linear | exponential; of ramps
     warm_up: bool = False
-    shares: Mapping[str, float] = field(default_factory=dict)   # kind → share, sums to 1
+    shares: Mapping[str, float] = field(default_factory=dict)  # kind → share, sums to 1
 
     @property
     def constant(self) -> bool:
@@ -69,10 +69,10 @@ class Phase:
 class LoadSpec:
     """The whole schedule of the load, before chance."""
 
-    arrivals: str                     # poisson | uniform
+    arrivals: str  # poisson | uniform
     scale: Fraction
-    lanes: int                        # connections, each with one request at a time
-    lanes_needed: int                 # ceil(peak rate × largest timeout × 1.2)
+    lanes: int  # connections, each with one request at a time
+    lanes_needed: int  # ceil(peak rate × largest timeout × 1.2)
     phases: tuple[Phase, ...]
 
     @property
@@ -88,11 +88,11 @@ class FaultPlan:
     name: str
     kind: str
     at_us: int
-    for_us: int | None                # None = one-shot
+    for_us: int | None  # None = one-shot
     service: str = ""
-    link: str = ""                    # "gateway -> inference"
-    count: int = 1                    # victims of a replica or GPU fault
-    settings: Mapping[str, Json] = field(default_factory=dict)   # as written; see `parse_settings`
+    link: str = ""  # "gateway -> inference"
+    count: int = 1  # victims of a replica or GPU fault
+    settings: Mapping[str, Json] = field(default_factory=dict)  # as written; see `parse_settings`
 
     @property
     def until_us(self) -> int | None:
@@ -125,9 +125,9 @@ class Objective:
     metric: Metric
     limit: float
     percentile: float | None = None
-    of: tuple[str, ...] = ()          # request kinds; never empty (all kinds that have the metric)
-    during: str = ""                  # steady | run | each fault | phase:x | fault:x | recovery:x
-    stable_for_us: int = 0            # recovery only
+    of: tuple[str, ...] = ()  # request kinds; never empty (all kinds that have the metric)
+    during: str = ""  # steady | run | each fault | phase:x | fault:x | recovery:x
+    stable_for_us: int = 0  # recovery only
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +153,16 @@ class Service:
     """One service of the target."""
 
     name: str
-    app: str = ""                     # "gateway.py:make_app"
-    run: tuple[str, ...] = ()         # own program; "{port}" is replaced by its port
-    url: str = ""                     # external: "http://127.0.0.1:8080"
+    app: str = ""  # "gateway.py:make_app"
+    run: tuple[str, ...] = ()  # own program; "{port}" is replaced by its port
+    url: str = ""  # external: "http://127.0.0.1:8080"
     replicas: int = 1
-    gpu: str = ""                     # "" | "simulated"
+    gpu: str = ""  # "" | "simulated"
     health: Health = Health()
     metrics: str = ""
     audit_file: str = ""
-    restart_after_us: int | None = None   # None = not supervised
-    env: Mapping[str, str] = field(default_factory=dict)   # may hold ${ENV}
+    restart_after_us: int | None = None  # None = not supervised
+    env: Mapping[str, str] = field(default_factory=dict)  # may hold ${ENV}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,17 +184,17 @@ class TargetSpec:
     """The stack under test."""
 
     name: str
-    driver: str                       # process | external
-    entry: str                        # service that load goes to
+    driver: str  # process | external
+    entry: str  # service that load goes to
     services: Mapping[str, Service]
-    links: Mapping[str, Link]         # by Link.name; `load -> <entry>` is implied
+    links: Mapping[str, Link]  # by Link.name; `load -> <entry>` is implied
     vars: Mapping[str, Json] = field(default_factory=dict)
-    bearer: str = ""                  # "" | literal "${ENV}" text, resolved at run time only
+    bearer: str = ""  # "" | literal "${ENV}" text, resolved at run time only
     prices: Mapping[str, Price] = field(default_factory=dict)
     allow_hosts: tuple[str, ...] = ("127.0.0.1",)
     allow_faults: tuple[str, ...] = ()
     weaknesses: tuple[str, ...] = ()
-    folder: Path = Path()             # where `app:` files are looked up
+    folder: Path = Path()  # where `app:` files are looked up
 
     @property
     def entry_link(self) -> str:
@@ -217,7 +217,7 @@ class Scenario:
     faults: Mapping[str, FaultPlan]
     objectives: Mapping[str, Objective]
     stop_if: Mapping[str, StopIf]
-    folder: Path                      # of the scenario file; data files are relative to it
+    folder: Path  # of the scenario file; data files are relative to it
     raw: Mapping[str, Any] = field(default_factory=dict)
     raw_target: Mapping[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()    # e.g. too few planned samples, fewer lanes than needed
+    warnings: tuple[str, ...] = ()  # e.g. too few planned samples, fewer lanes than needed

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SERVER = '''
+SERVER = """
 import asyncio, sys, time
 delay = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
 
@@ -36,7 +36,7 @@ async def main():
     await server.serve_forever()
 
 asyncio.run(main())
-'''
+"""
 
 SABOTAGE = '''
 from survive.catalog import Catalog
@@ -90,26 +90,57 @@ stop_if: {stop_if}
 
 @pytest.fixture
 def survive(tmp_path):
-    (tmp_path / ".git").mkdir()      # the folder is a repository root of its own
+    (tmp_path / ".git").mkdir()  # the folder is a repository root of its own
     (tmp_path / "faults").mkdir()
     (tmp_path / "faults" / "sabotage.py").write_text(SABOTAGE)
     (tmp_path / "server.py").write_text(SERVER)
 
     def run(
-        *, path="/", faults="{}", stop_if="{}", seconds=4, arguments=(), delay="", during="run",
-        service=None, driver="process", env=None, program=None,
+        *,
+        path="/",
+        faults="{}",
+        stop_if="{}",
+        seconds=4,
+        arguments=(),
+        delay="",
+        during="run",
+        service=None,
+        driver="process",
+        env=None,
+        program=None,
     ):
         argv = program or [sys.executable, str(tmp_path / "server.py"), "{port}"]
         argv = argv + ([delay] if delay else [])
-        service = service or f"{{run: {json.dumps(argv)}, health: {{path: /health, within: 4s}}}}"
-        (tmp_path / "codes.survive.yaml").write_text(SCENARIO.format(
-            service=service, path=path, faults=faults, stop_if=stop_if, seconds=seconds,
-            driver=driver, during=during))
+        service = service or f"{{run: {json.dumps(argv)}, health: {{get: /health, within: 4s}}}}"
+        (tmp_path / "codes.survive.yaml").write_text(
+            SCENARIO.format(
+                service=service,
+                path=path,
+                faults=faults,
+                stop_if=stop_if,
+                seconds=seconds,
+                driver=driver,
+                during=during,
+            )
+        )
         done = subprocess.run(
-            [sys.executable, "-m", "survive", "run", str(tmp_path / "codes.survive.yaml"),
-             "--out", str(tmp_path / "runs"), *arguments],
-            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
-            capture_output=True, text=True, timeout=60, check=False)
+            [
+                sys.executable,
+                "-m",
+                "survive",
+                "run",
+                str(tmp_path / "codes.survive.yaml"),
+                "--out",
+                str(tmp_path / "runs"),
+                *arguments,
+            ],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         runs = sorted((tmp_path / "runs" / "codes").glob("2*"))
         folder = runs[-1] if runs else None
         return done.returncode, done.stdout + done.stderr, folder
@@ -146,14 +177,20 @@ def test_2_wrong_scenario_writes_no_run(survive):
 
 
 def test_2_wrong_command_line():
-    done = subprocess.run([sys.executable, "-m", "survive", "run"], cwd=ROOT, check=False,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "survive", "run"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
 
 
 def test_3_a_sabotaged_inject_is_never_survived(survive):
     code, output, folder = survive(
-        faults=LATENCY.format(kind="sabotage.inject"), during="each fault", seconds=4)
+        faults=LATENCY.format(kind="sabotage.inject"), during="each fault", seconds=4
+    )
     assert code == 3, output
     assert verdict(folder)["verdict"] == "inconclusive"
     assert verdict(folder)["faults"][0]["proof"] != "proven"
@@ -169,7 +206,8 @@ def test_3_a_target_that_never_becomes_healthy_shows_its_last_lines(survive):
 
 def test_4_stopped_by_stop_if(survive):
     code, output, folder = survive(
-        path="/broken", stop_if="{meltdown: {metric: success, below: 50%, over: 1s}}", seconds=30)
+        path="/broken", stop_if="{meltdown: {metric: success, below: 50%, over: 1s}}", seconds=30
+    )
     assert code == 4, output
     assert verdict(folder)["verdict"] == "failed"
     assert verdict(folder)["load"]["unsent"] > 1000
@@ -184,16 +222,19 @@ def test_5_a_heal_that_does_nothing(survive):
 
 def test_6_refused_without_its_secret(survive):
     code, output, _ = survive(
-        service="{url: '${SURVIVE_TEST_URL}', health: {path: /health, within: 1s}}",
-        driver="external")
+        service="{url: '${SURVIVE_TEST_URL}', health: {get: /health, within: 1s}}",
+        driver="external",
+    )
     assert code == 6, output
     assert "SURVIVE_TEST_URL" in output
 
 
 def test_6_refused_host_not_allowed(survive):
     code, output, _ = survive(
-        service="{url: '${SURVIVE_TEST_URL}', health: {path: /health, within: 1s}}",
-        driver="external", env={"SURVIVE_TEST_URL": "http://198.51.100.7:80"})
+        service="{url: '${SURVIVE_TEST_URL}', health: {get: /health, within: 1s}}",
+        driver="external",
+        env={"SURVIVE_TEST_URL": "http://198.51.100.7:80"},
+    )
     assert code == 6, output
     assert "198.51.100.7" in output
 

@@ -20,7 +20,9 @@ import socket, sys
 def refuse(*args, **kwargs):
     raise RuntimeError("the judge touched the network")
 
-socket.socket = socket.create_connection = socket.getaddrinfo = refuse
+for way in ("connect", "connect_ex", "bind", "sendto"):
+    setattr(socket.socket, way, refuse)
+socket.create_connection = socket.getaddrinfo = refuse
 from survive.cli import main
 main(sys.argv[1:])
 """
@@ -28,14 +30,21 @@ main(sys.argv[1:])
 
 def survive(*arguments, cwd=ROOT, offline=False):
     program = ["-c", OFFLINE] if offline else ["-m", "survive"]
-    return subprocess.run([sys.executable, *program, *map(str, arguments)], cwd=cwd,
-                          capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(
+        [sys.executable, *program, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     out = tmp_path_factory.mktemp("stored")
-    done = survive("run", QUICKSTART, "--virtual", "--out", out)
+    whole = "objectives.whole-run={metric: ttft.p95, max: 900ms, of: chat, during: run}"
+    done = survive("run", QUICKSTART, "--virtual", "--out", out, "--set", whole)
     assert done.returncode == 0, done.stdout + done.stderr
     return next((out / "quickstart").glob("2*"))
 
@@ -53,20 +62,34 @@ def cells(folder):
     return {(c["name"], c["request"], c["window"]): c for c in document["objectives"]}
 
 
-def test_only_the_cell_whose_limit_changed_changes(stored, moved):
-    before = cells(stored)
+def judged_with(moved, old, new):
+    """The cells after one limit was changed in the stored scenario."""
     file = moved / "scenario.yaml"
-    text = file.read_text()
-    changed = re.sub(r"(max: ?)['\"]?800ms['\"]?", r"\g<1>1ms", text)
-    assert changed != text
+    changed, times = re.subn(rf"(max: ?)['\"]?{old}['\"]?", rf"\g<1>{new}", file.read_text())
+    assert times == 1
     file.write_text(changed)
     done = survive("judge", moved, cwd=moved, offline=True)
     assert done.returncode == 1, done.stdout + done.stderr
-    after = cells(moved)
+    return cells(moved)
+
+
+def test_only_the_cell_whose_limit_changed_changes(stored, moved):
+    before, after = cells(stored), judged_with(moved, "900ms", "1ms")
     assert before.keys() == after.keys()
-    assert {key for key in before if before[key] != after[key]} == {
-        ("fast-first-token", "chat", "steady")}
-    assert after["fast-first-token", "chat", "steady"]["verdict"] == "failed"
+    changed = {key for key in before if before[key] != after[key]}
+    assert changed == {("whole-run", "chat", "run")}
+    assert after["whole-run", "chat", "run"]["verdict"] == "failed"
+
+
+def test_a_steady_limit_is_also_what_recovery_is_measured_by(stored, moved):
+    """DESIGN law 7: a target has recovered when its steady objectives hold again."""
+    before, after = cells(stored), judged_with(moved, "800ms", "1ms")
+    changed = {key for key in before if before[key] != after[key]}
+    assert changed == {
+        ("fast-first-token", "chat", "steady"),
+        ("comes-back", "", "recovery:gpu-loss"),
+        ("comes-back", "", "recovery:slow-network"),
+    }
 
 
 def test_judged_again_unchanged_is_the_same_verdict(stored, moved):

@@ -56,8 +56,12 @@ class Started:
         self.log = (folder / "stderr.txt").open("wb")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "survive", "run", str(file), "--out", str(folder / "runs")],
-            cwd=ROOT, stdout=self.log, stderr=self.log, start_new_session=True,
-            env={**os.environ, "RUNNER_TRACKING_ID": "github_test"})
+            cwd=ROOT,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+            env={**os.environ, "RUNNER_TRACKING_ID": "github_test"},
+        )
         self.run_id = ""
 
     def until(self, event: str, within_s: float = 25) -> None:
@@ -89,8 +93,7 @@ class Started:
         """The pid of the chaos agent: the child of survive."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         pids = [int(pid) for pid in children.split()]
-        found = [p for p in pids
-                 if b"agent_process" in Path(f"/proc/{p}/cmdline").read_bytes()]
+        found = [p for p in pids if b"agent_process" in Path(f"/proc/{p}/cmdline").read_bytes()]
         assert len(found) == 1, f"agents: {found} of {pids}"
         return found[0]
 
@@ -126,15 +129,26 @@ def assert_clean(run, within_s):
     while left and time.monotonic() < deadline:
         time.sleep(0.02)
         left = processes.marked(run.run_id)
-    names = [(pid, processes.state(pid, began),
-              Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[-80:])
-             for pid, began in left]
+    names = [
+        (
+            pid,
+            processes.state(pid, began),
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[-80:],
+        )
+        for pid, began in left
+    ]
     assert names == [], f"left after {within_s} s: {names}\n{run.output()}"
 
 
 def heal(*arguments):
-    return subprocess.run([sys.executable, "-m", "survive", "heal", *arguments], cwd=ROOT,
-                          capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "survive", "heal", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
 
 
 def assert_host_is_clean():
@@ -191,8 +205,7 @@ def test_kill_9_of_the_whole_process_group(start, kind):
     assert_host_is_clean()
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_heals_and_says_so(start, number, code):
     run = start("node.pause")
     run.until("fault_injected")

@@ -57,8 +57,10 @@ def nginx(tmp_path):
             port = probe.getsockname()[1]
         conf = tmp_path / "nginx.conf"
         conf.write_text(CONF.format(folder=tmp_path, port=port, log=log))
-        process = subprocess.Popen(pinned(BOTH[0], [NGINX, "-c", str(conf), "-p", str(tmp_path)]),
-                                   stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            pinned(BOTH[0], [NGINX, "-c", str(conf), "-p", str(tmp_path)]),
+            stderr=subprocess.DEVNULL,
+        )
         started.append(process)
         deadline = time.monotonic() + 5
         while True:
@@ -78,10 +80,26 @@ def nginx(tmp_path):
 
 def survive(tmp_path, file, url, *arguments, core=BOTH[-1]):
     done = subprocess.run(
-        pinned(core, [sys.executable, "-m", "survive", "run", str(file), "--out",
-                      str(tmp_path / "runs"), *arguments]),
-        cwd=ROOT, env={**os.environ, "SURVIVE_NGINX_URL": url}, capture_output=True, text=True,
-        timeout=90, check=False)
+        pinned(
+            core,
+            [
+                sys.executable,
+                "-m",
+                "survive",
+                "run",
+                str(file),
+                "--out",
+                str(tmp_path / "runs"),
+                *arguments,
+            ],
+        ),
+        cwd=ROOT,
+        env={**os.environ, "SURVIVE_NGINX_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
     folders = sorted((tmp_path / "runs").glob("*/2*"))
     assert folders, done.stdout + done.stderr
     document = json.loads((folders[-1] / "verdict.json").read_text())
@@ -95,7 +113,7 @@ def test_an_external_target_survives_a_slow_link(tmp_path, nginx):
     assert code == 0, output
     assert verdict["faults"][0]["proof"] == "proven"
     pages = [line for line in log.read_text().splitlines() if '"GET / ' in line]
-    probes = 1_000     # observations use the health path, which is "/" here too
+    probes = 1_000  # observations use the health path, which is "/" here too
     assert verdict["load"]["attempts"] <= len(pages) <= verdict["load"]["attempts"] + probes
 
 
@@ -105,7 +123,7 @@ name: flood
 target:
   driver: external
   entry: web
-  services: {{web: {{url: "${{SURVIVE_NGINX_URL}}", health: {{path: /, within: 5s}}}}}}
+  services: {{web: {{url: "${{SURVIVE_NGINX_URL}}", health: {{get: /, within: 5s}}}}}}
   links: {{}}
   allow: {{hosts: [127.0.0.1], faults: [network]}}
 requests: {{page: {{get: /, timeout: 500ms}}}}
@@ -141,8 +159,9 @@ def test_a_rate_beyond_the_harness_is_never_blamed_on_the_target(tmp_path, nginx
 
 
 def test_the_same_rate_on_a_slow_target_with_an_idle_harness_is_the_targets_doing(tmp_path):
-    server = subprocess.Popen(pinned(BOTH[0], [sys.executable, "-c", SLOW]),
-                              stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        pinned(BOTH[0], [sys.executable, "-c", SLOW]), stdout=subprocess.PIPE, text=True
+    )
     try:
         port = int(server.stdout.readline())
         file = tmp_path / "flood.survive.yaml"

@@ -19,8 +19,23 @@ AT_ONCE = 5
 def run(out, *arguments):
     """(exit code, run folder, output) of ``survive run --virtual``."""
     done = subprocess.run(
-        [sys.executable, "-m", "survive", "run", str(QUICKSTART), "--virtual", "--out", str(out),
-         *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+        [
+            sys.executable,
+            "-m",
+            "survive",
+            "run",
+            str(QUICKSTART),
+            "--virtual",
+            "--out",
+            str(out),
+            *arguments,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     runs = sorted((out / "quickstart").glob("2*"))
     return done.returncode, runs[-1] if runs else None, done.stdout + done.stderr
 
@@ -40,9 +55,11 @@ def test_a_healthy_stack_survives_every_seed(tmp_path, first):
         assert seen["grade"] == "simulated"
         load = seen["load"]
         assert load["planned"] == (
-            load["sent"] + load["expired"] + load["unsent"] + load["lost"]), f"seed {seed}"
-        assert load["sent"] == (load["ok"] + load["failed"] + load["timed_out"]
-                                + load["abandoned"] + load["in_flight"]), f"seed {seed}"
+            load["sent"] + load["expired"] + load["unsent"] + load["lost"]
+        ), f"seed {seed}"
+        assert load["sent"] == (
+            load["ok"] + load["failed"] + load["timed_out"] + load["abandoned"] + load["in_flight"]
+        ), f"seed {seed}"
 
 
 def test_the_same_seed_gives_the_same_record_byte_for_byte(tmp_path):
@@ -65,12 +82,14 @@ def test_another_seed_gives_another_record(tmp_path):
 
 @pytest.mark.parametrize("seed", [42, 43, 44])
 def test_a_stack_without_health_checks_fails_and_the_black_hole_is_named(tmp_path, seed):
-    code, folder, output = run(tmp_path, "--set", "target.weaknesses=[no_health_checks]",
-                               "--set", f"seed={seed}")
+    code, folder, output = run(
+        tmp_path, "--set", "target.weaknesses=[no_health_checks]", "--set", f"seed={seed}"
+    )
     assert code == 1, output
     broken = [o for o in verdict(folder)["objectives"] if o["verdict"] == "failed"]
     assert ("degrade-not-die", "chat", "fault:gpu-loss") in {
-        (o["name"], o["request"], o["window"]) for o in broken}
+        (o["name"], o["request"], o["window"]) for o in broken
+    }
     loss = next(f for f in verdict(folder)["faults"] if f["name"] == "gpu-loss")
     worst = max(loss["replicas"], key=lambda r: r["share"])
     assert worst["share"] > 1.5 * worst["fair"]
@@ -79,7 +98,13 @@ def test_a_stack_without_health_checks_fails_and_the_black_hole_is_named(tmp_pat
 
 def test_a_weak_stack_in_calm_survives_the_same_load(tmp_path):
     """What plain load tests miss: without the fault the weakness does not show."""
-    code, _, output = run(tmp_path, "--set", "target.weaknesses=[no_health_checks]",
-                          "--set", "faults={}", "--set", "objectives={answers: {metric: success, "
-                          "min: 99%, during: steady}}")
+    code, _, output = run(
+        tmp_path,
+        "--set",
+        "target.weaknesses=[no_health_checks]",
+        "--set",
+        "faults={}",
+        "--set",
+        "objectives={answers: {metric: success, min: 99%, during: steady}}",
+    )
     assert code == 0, output
