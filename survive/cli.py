@@ -61,6 +61,12 @@ def plugins_option(command: F) -> F:
     "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True
 )
 @click.option("--virtual", is_flag=True, help="One event loop, counted time, grade simulated.")
+@click.option(
+    "--allow-privileged",
+    "privileged",
+    is_flag=True,
+    help="Use root where the target's `allow: {privileged: true}` permits it too.",
+)
 def run(
     file: Path,
     target: str | None,
@@ -69,12 +75,20 @@ def run(
     out: Path,
     form: str,
     virtual: bool,
+    privileged: bool,
 ) -> ExitCode:
     """Run a scenario: load, faults, verdict."""
     from survive.host.command import run_scenario
 
     return run_scenario(
-        file, target=target, sets=sets, profile=profile, out=out, form=form, virtual=virtual
+        file,
+        target=target,
+        sets=sets,
+        profile=profile,
+        out=out,
+        form=form,
+        virtual=virtual,
+        privileged=privileged,
     )
 
 

@@ -19,6 +19,7 @@ from survive.chaos import processes
 from survive.chaos.executor import Executor
 from survive.chaos.handles import by_hand
 from survive.chaos.ledger import Ledger, LedgerError
+from survive.chaos.permission import refusal
 from survive.chaos.ports import Emit
 from survive.clock import Clock, seeded, sleep_us
 from survive.contracts import (
@@ -78,6 +79,8 @@ class _Life:
 class Agent:
     """See survive.chaos.ports.AgentPort. ``seed`` chooses the victims.
 
+    ``privileged``: faults that need privileges may be used (see survive.chaos.permission).
+
     ``start_within_us``: how long each service may take to start (its ``health.within``); bounds
     the heal of a fault that kept one down. ``sweep`` ends what else the run started, after the
     target, and tells whether nothing is left.
@@ -94,6 +97,7 @@ class Agent:
         emit: Emit,
         *,
         seed: int = 0,
+        privileged: bool = False,
         start_within_us: Mapping[str, int] | None = None,
         sweep: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
@@ -105,6 +109,7 @@ class Agent:
         self._clock = clock
         self._emit = emit
         self._seed = seed
+        self._privileged = privileged
         self._start_within_us = dict(start_within_us or {})
         self._sweep = sweep
         self._faults: dict[str, Fault] = {}
@@ -141,6 +146,9 @@ class Agent:
     def _resolve(self, plan: FaultPlan) -> list[Injection]:
         """What will be hit. Changes nothing."""
         fault = self._fault(plan.kind)
+        if fault.privileges and not self._privileged:
+            what = f"fault {plan.name!r} ({plan.kind})"
+            raise refusal(what, fault.privileges)
         try:
             settings = parse_settings(fault.settings, plan.settings)
         except (UnitError, ValueError) as error:

@@ -177,6 +177,7 @@ class AgentServer:
             self._clock,
             self._emit,
             seed=config.seed,
+            privileged=config.privileged,
             sweep=self._sweep,
             start_within_us={s.name: s.health.within_us for s in config.spec.services.values()},
         )

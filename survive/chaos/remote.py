@@ -75,6 +75,7 @@ class AgentConfig:
     start: Path | None
     origin_s: float
     plugins: bool = True
+    privileged: bool = False  # both yeses were given, see survive.chaos.permission
 
     def to_json(self) -> dict[str, Json]:
         """Plain data."""
@@ -89,6 +90,7 @@ class AgentConfig:
             "start": None if self.start is None else str(self.start),
             "origin_s": self.origin_s,
             "plugins": self.plugins,
+            "privileged": self.privileged,
         }
 
     @classmethod
@@ -118,8 +120,10 @@ def target_to_json(spec: TargetSpec) -> dict[str, Json]:
         "prices": {name: asdict(price) for name, price in spec.prices.items()},
         "allow_hosts": list(spec.allow_hosts),
         "allow_faults": list(spec.allow_faults),
+        "allow_privileged": spec.allow_privileged,
         "weaknesses": list(spec.weaknesses),
         "folder": str(spec.folder),
+        "isolation": spec.isolation,
     }
 
 

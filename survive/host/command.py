@@ -18,6 +18,7 @@ import click
 
 from survive import __version__
 from survive.catalog import Catalog
+from survive.chaos.permission import permitted
 from survive.contracts import Json
 from survive.errors import ExitCode, RefusedError, SurviveError
 from survive.judge.judge import judge
@@ -47,6 +48,7 @@ class RunContext:
     key: str  # bearer key of the target, "" = none
     token: str  # of the simulated GPU's control channel
     env: Mapping[str, str]
+    privileged: bool = False  # see survive.chaos.permission
 
 
 def run_scenario(
@@ -58,6 +60,7 @@ def run_scenario(
     out: Path,
     form: str,
     virtual: bool,
+    privileged: bool = False,
 ) -> ExitCode:
     """Load, plan, perform, judge, show. Errors before the run are raised; see ``survive.cli``."""
     catalog = Catalog(file)
@@ -65,6 +68,7 @@ def run_scenario(
     plan = make_plan(scenario)
     for warning in scenario.warnings:
         click.echo(f"warning: {warning}", err=True)
+    may = permitted(scenario, catalog.fault, flagged=privileged, virtual=virtual)
     key, token = _secrets(scenario.target, scenario.seed, os.environ, virtual)
     folder = _new_folder(out, scenario)
     context = RunContext(
@@ -76,6 +80,7 @@ def run_scenario(
         key,
         token,
         dict(os.environ),
+        may,
     )
     try:
         return _run_in(context, form, virtual)

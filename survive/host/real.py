@@ -70,6 +70,7 @@ async def _perform(
                 scratch=scratch,
                 start=context.catalog.start,
                 origin_s=clock.origin_s,
+                privileged=context.privileged,
             ),
             pass_fds=pipes.for_load,
             on_event=on_event,

@@ -81,6 +81,7 @@ async def _perform(
         clock,
         emit,
         seed=context.plan.seed,
+        privileged=context.privileged,
         start_within_us={
             s.name: s.health.within_us for s in context.scenario.target.services.values()
         },

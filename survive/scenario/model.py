@@ -193,8 +193,10 @@ class TargetSpec:
     prices: Mapping[str, Price] = field(default_factory=dict)
     allow_hosts: tuple[str, ...] = ("127.0.0.1",)
     allow_faults: tuple[str, ...] = ()
+    allow_privileged: bool = False  # half of the permission; --allow-privileged is the other
     weaknesses: tuple[str, ...] = ()
     folder: Path = Path()  # where `app:` files are looked up
+    isolation: str = ""  # "" | netns: each replica in a network namespace of its own
 
     @property
     def entry_link(self) -> str:

@@ -397,12 +397,19 @@ class AllowModel(Strict):
 
     hosts: list[Text] = Field(["127.0.0.1"], description="Hosts that load may go to.")
     faults: list[Text] = Field([], description="Families of faults, like network, node, gpu.")
+    privileged: bool = Field(
+        False, description="What needs root may be used, if the run has --allow-privileged too."
+    )
 
 
 class TargetModel(Strict):
     """The stack under test."""
 
     driver: Text = Field(description="Who starts it: process or external.")
+    isolation: Literal["netns"] | None = Field(
+        None,
+        description="Each replica in a network namespace of its own (driver process; needs root).",
+    )
     entry: Text = Field(description="The service that load goes to.")
     vars: dict[str, FreeJson] = Field({}, description="For templates: {{ target.NAME }}.")
     auth: AuthModel | None = Field(None, description="How load identifies itself.")

@@ -78,6 +78,10 @@ def check_target(model: TargetModel, source: TargetSource, catalog: Catalog) -> 
             "this target has none; remove the key",
             key=True,
         )
+    if model.isolation is not None and model.driver != "process":
+        source.wrong(
+            ("isolation",), f"driver {model.driver} cannot isolate", "only process can", key=True
+        )
     if model.auth is not None and model.auth.bearer is not None:
         _check_bearer(model.auth.bearer, source)
     for name, value in model.vars.items():
@@ -257,8 +261,10 @@ def make_target(model: TargetModel, source: TargetSource) -> TargetSpec:
         prices=dict(model.prices),
         allow_hosts=tuple(model.allow.hosts),
         allow_faults=tuple(model.allow.faults),
+        allow_privileged=model.allow.privileged,
         weaknesses=tuple(model.weaknesses),
         folder=source.folder,
+        isolation=model.isolation or "",
     )
 
 

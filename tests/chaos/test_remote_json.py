@@ -45,8 +45,10 @@ SPEC = TargetSpec(
     {"own": Price(2.5, "USD", 3600)},
     ("127.0.0.1", "::1"),
     ("node",),
-    ("no_timeout",),
-    Path("/somewhere"),
+    weaknesses=("no_timeout",),
+    folder=Path("/somewhere"),
+    isolation="netns",
+    allow_privileged=True,
 )
 
 
