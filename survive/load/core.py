@@ -35,6 +35,7 @@ MAX_NAMES = 256  # distinct replica ids kept; a hostile header must not fill mem
 _ERROR_PEEK = 4096  # bytes of a JSON answer that are looked at for an error object
 _FOLD_ROWS = 1_000  # raw rows of one group before they are folded (17 us, measured)
 _ALWAYS = -(1 << 62)  # "free since ever": a lane that was never used
+_NEVER_US = 1 << 62  # after every moment of a run
 
 T = TypeVar("T")
 _Buckets: TypeAlias = npt.NDArray[np.uint16]
@@ -99,6 +100,8 @@ class Filing:
         self._kinds = (*plan.kinds, HARNESS)
         self._marks = plan.marks
         self._starts = [start for start, _ in plan.slices]
+        self._slice_starts = np.array(self._starts, dtype=np.int64)
+        self._mark_times = np.array([*plan.marks, _NEVER_US], dtype=np.int64)
         self._groups: dict[_Group, _Rows] = {}
         self._extra: dict[Key, array[int]] = {}
         self._open: dict[int, tuple[Job, int, int]] = {}
@@ -110,8 +113,9 @@ class Filing:
 
     def slices_of(self, times_us: npt.NDArray[np.int64]) -> list[int]:
         """The same for many."""
-        found = np.searchsorted(np.asarray(self._starts), times_us, side="right") - 1
-        return [int(index) for index in np.maximum(found, 0)]
+        found = np.searchsorted(self._slice_starts, times_us, side="right") - 1
+        indices: list[int] = np.maximum(found, 0).tolist()
+        return indices
 
     def crossed(self, intended_us: int, end_us: int) -> int:
         """Index of the first mark in (intended, end], else −1."""
@@ -200,6 +204,21 @@ class Filing:
             key = Key(where, self._kinds[kind], -1, Series.LATENCY, str(Outcome.UNSENT))
             self.add(key, (0,) * count)
 
+    def expired(self, block: Block, part: slice, deadline_of: npt.NDArray[np.int64]) -> None:
+        """A stretch of a block that was never sent in time: each ends at its deadline."""
+        intended, kinds = block.intended_us[part], block.kind[part]
+        ends = intended + deadline_of[kinds]
+        first = np.searchsorted(self._mark_times, intended, side="right")
+        crossed = np.where(self._mark_times[first] <= ends, first, -1)
+        places, counts = np.unique(
+            np.stack([np.asarray(self.slices_of(intended)), kinds, crossed], axis=1),
+            axis=0,
+            return_counts=True,
+        )
+        for (where, kind, mark), count in zip(places.tolist(), counts.tolist(), strict=True):
+            key = Key(where, self._kinds[kind], mark, Series.LATENCY, str(Outcome.EXPIRED))
+            self.add(key, (int(deadline_of[kind]),) * count)
+
     def cut(self, at_us: int, done: bool = False) -> Frame:
         """Everything since the last cut. The last frame also shows what was never settled."""
         if done:
@@ -259,6 +278,8 @@ class Cursor:
         self._blocks = blocks
         self._filing = filing
         self._deadlines = [plan.deadline_us(kind) for kind in range(len(plan.kinds))]
+        self._deadline_of = np.array(self._deadlines, dtype=np.int64)
+        self._block = Block(0, *(np.empty(0, dtype=np.int64) for _ in range(3)))
         self._number = self._at = self._count = 0
         self._due: int | None = None
         self._intended: list[int] = []
@@ -294,11 +315,25 @@ class Cursor:
             if now_us <= deadline:
                 return job
             self._filing.settle(job, deadline, Outcome.EXPIRED, "", "", None, None)
+            self.expire(now_us)
 
     def expire(self, now_us: int) -> None:
-        """File what has expired at the head of the queue, so that nobody learns it late."""
+        """File what has expired at the head of the queue, so that nobody learns it late.
+
+        Whole stretches at once: far above what the target can take, nearly every arrival ends
+        here, and a lane that became free must not wait while they are filed one by one.
+        """
         while self._due is not None and self._due + self._deadlines[self._kinds[self._at]] < now_us:
-            self.take(now_us, now_us)
+            block, at = self._block, self._at
+            alive = block.intended_us[at:] + self._deadline_of[block.kind[at:]] >= now_us
+            end = at + int(np.argmax(alive)) if alive.any() else self._count
+            self._filing.expired(block, slice(at, end), self._deadline_of)
+            self._number += end - at
+            self._at = end
+            if end < self._count:
+                self._due = self._intended[end]
+            else:
+                self._load()
 
     def stop(self, now_us: int) -> None:
         """File all that was never sent: the run ends here.
@@ -326,6 +361,7 @@ class Cursor:
         if block is None:
             self._due = None
             return
+        self._block = block
         self._intended = block.intended_us.tolist()
         self._kinds = block.kind.tolist()
         self._rows = block.row.tolist()

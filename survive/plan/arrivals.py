@@ -31,6 +31,9 @@ U64 = npt.NDArray[np.uint64]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
+# The Weyl sequence of splitmix64: position i of a block's words.
+_STEPS: U64 = np.arange(1, 4 * BLOCK + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+
 _COUNT, _PLACE, _KIND, _ROW = range(4)  # independent streams of bits
 _MASK = (1 << 64) - 1
 
@@ -61,15 +64,18 @@ def _key(*parts: int) -> int:
     """Fold integers to a 64-bit key; each part passes the mixer, so near seeds are unrelated."""
     key = 0x9E3779B97F4A7C15
     for part in parts:
-        mixed = _mix(np.array([(key ^ (part & _MASK)) & _MASK], dtype=np.uint64))
-        key = (int(mixed[0]) + 0x9E3779B97F4A7C15) & _MASK
+        x = key ^ (part & _MASK)  # _mix for one number, without the cost of an array
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
+        key = ((x ^ (x >> 31)) + 0x9E3779B97F4A7C15) & _MASK
     return key
 
 
 def bits(seed: int, stream: int, block: int, count: int) -> U64:
     """``count`` raw 64-bit words of one stream of one block."""
-    counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return _mix(counter + np.uint64(_key(seed, stream, block)))
+    if count > len(_STEPS):
+        raise ValueError(f"a block has at most {len(_STEPS)} arrivals")
+    return _mix(_STEPS[:count] + np.uint64(_key(seed, stream, block)))
 
 
 def uniforms(words: U64) -> F64:
@@ -205,24 +211,36 @@ class Schedule:
 
     def _block(self, number: int, first: int) -> Block:
         at = self._places(number)
-        at = at[at < self.expected]
-        count = len(at)
-        segment = np.minimum(
-            np.searchsorted(self._edges, at, side="right"), len(self._segments) - 1
-        )
-        times = np.empty(count, dtype=np.float64)
-        for index in np.unique(segment):
-            inside = segment == index
-            times[inside] = self._segments[int(index)].times_us(at[inside])
-        intended = np.rint(times).astype(np.int64)
-        for index in np.unique(segment):  # rounding must not push one into the next phase
-            inside = segment == index
-            phase = self._segments[int(index)].phase
-            intended[inside] = np.clip(intended[inside], phase.start_us, phase.end_us - 1)
-        draw = uniforms(bits(self._seed, _KIND, number, count))
-        kind = (draw[:, None] >= self._cumulative[segment][:, :-1]).sum(axis=1).astype(np.int64)
-        row = (bits(self._seed, _ROW, number, count) >> np.uint64(32)).astype(np.int64)
+        at = at[: int(np.searchsorted(at, self.expected))]
+        draw = uniforms(bits(self._seed, _KIND, number, len(at)))
+        intended = np.empty(len(at), dtype=np.int64)
+        kind = np.empty(len(at), dtype=np.int64)
+        for index, (start, end) in self._stretches(at):
+            segment = self._segments[index]
+            times = np.rint(segment.times_us(at[start:end])).astype(np.int64)
+            # Rounding must not push one into the next phase.
+            intended[start:end] = np.clip(times, segment.phase.start_us, segment.phase.end_us - 1)
+            kind[start:end] = np.searchsorted(
+                self._cumulative[index, :-1], draw[start:end], side="right"
+            )
+        row = (bits(self._seed, _ROW, number, len(at)) >> np.uint64(32)).astype(np.int64)
         return Block(first, intended, kind, row)
+
+    def _stretches(self, at: F64) -> Iterator[tuple[int, tuple[int, int]]]:
+        """(phase, [start, end)) of ascending places: a block rarely spans more than one phase."""
+        if not len(at):
+            return
+        last = len(self._segments) - 1
+        first = min(int(np.searchsorted(self._edges, at[0], side="right")), last)
+        start = 0
+        for index in range(first, last + 1):
+            after = self._segments[index].lambda_end
+            end = len(at) if index == last else int(np.searchsorted(at, after))
+            if end > start:
+                yield index, (start, end)
+            start = end
+            if start == len(at):
+                return
 
     def _places(self, number: int) -> F64:
         if not self._poisson:

@@ -28,6 +28,7 @@ class FaultWindow:
     inject_us: int
     heal_us: int  # one-shot: end of its single span
     recovery_end_us: int
+    pool: str = ""  # of a repeated fault (`x#1`): the name that pools its repeats (`x`)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,9 @@ def fault_windows(
         for fault in group.faults:
             heal = recovered if fault.until_us is None else fault.until_us
             windows.append(
-                FaultWindow(fault.name, fault.until_us is not None, fault.at_us, heal, recovered)
+                FaultWindow(
+                    fault.name, fault.until_us is not None, fault.at_us, heal, recovered, fault.pool
+                )
             )
     return tuple(sorted(windows, key=lambda w: (w.inject_us, w.fault)))
 

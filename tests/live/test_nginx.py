@@ -133,7 +133,7 @@ load:
 objectives: {{answers: {{metric: success, min: 95%, during: run}}}}
 """
 
-RATE = "400k/s"
+RATE = "200k/s"
 
 SLOW = """
 import asyncio

