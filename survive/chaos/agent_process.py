@@ -196,6 +196,7 @@ class AgentServer:
             transport=self._transport,
             env=os.environ,
             started=ledger.process,
+            making=ledger.resource,
         )
 
     def _spawn(self, name: str, argv: list[str], fds: list[int]) -> int:

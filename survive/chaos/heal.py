@@ -16,6 +16,7 @@ from pathlib import Path
 
 from survive.catalog import Catalog, nearest
 from survive.chaos import processes
+from survive.chaos.cleaners import CLEAN_S, LOOK_S, cleaner
 from survive.chaos.executor import HEAL_S, OBSERVE_S, perform
 from survive.chaos.handles import by_hand, open_handle
 from survive.chaos.ledger import LEDGER, Ledger, LedgerError, Named, Story, folders
@@ -137,9 +138,10 @@ async def clean_up(path: Path, *, check: bool = False, heal_s: float = HEAL_S) -
             else []
         )
     if not story.owner.this_boot():
-        found: list[Finding] = []  # the host was restarted: all that it ran is gone
+        # The host was restarted: all that it ran is gone, but not all that it stored.
+        found = await _resources(name, story, check=check)
     elif check:
-        found = _look(name, story)
+        found = _look(name, story) + await _resources(name, story, check=True)
     else:
         found = await _mend(name, story, heal_s)
     if not check:
@@ -169,6 +171,10 @@ def _look(run: str, story: Story) -> list[Finding]:
 
 
 async def _mend(run: str, story: Story, heal_s: float) -> list[Finding]:
+    """Processes and resources side by side, then what is still on."""
+    ended, resources = await asyncio.gather(
+        end_processes(run, story), _resources(run, story, check=False)
+    )
     found = [
         Finding(
             run,
@@ -177,10 +183,10 @@ async def _mend(run: str, story: Story, heal_s: float) -> list[Finding]:
             "killed" if gone else "cannot be killed",
             by_hand="" if gone else f"kill -9 {process.pid}",
         )
-        for label, process, gone in await end_processes(run, story)
+        for label, process, gone in ended
     ]
     healed = (_heal(run, story, injection, heal_s) for injection in story.open_injections())
-    return [*found, *(await asyncio.gather(*healed))]
+    return [*found, *resources, *(await asyncio.gather(*healed))]
 
 
 def _last_word(path: Path, run: str, story: Story, found: list[Finding]) -> list[Finding]:
@@ -251,6 +257,38 @@ async def _until_gone(those: list[Named]) -> None:
 def _described(label: str, process: Named) -> str:
     state = processes.state(process.pid, process.start_time)
     return f"{label} (pid {process.pid}{', paused' if state and state in 'Tt' else ''})"
+
+
+# ------------------------------------------------------------------------------- resources
+
+
+async def _resources(run: str, story: Story, *, check: bool) -> list[Finding]:
+    """What the run made that is no process: looked at, and removed unless ``check``."""
+    looks = (_resource(run, kind, name, check=check) for kind, name in story.resources)
+    return [finding for found in await asyncio.gather(*looks) for finding in found]
+
+
+async def _resource(run: str, kind: str, name: str, *, check: bool) -> list[Finding]:
+    """One entry of the ledger. What cannot be looked at is not taken for gone."""
+    try:
+        owner = cleaner(kind)
+        by_hand_line = owner.by_hand(run, name)
+        async with asyncio.timeout(LOOK_S):
+            before = await owner.left(run, name)
+        if check:
+            return [Finding(run, what, False, "left", by_hand=by_hand_line) for what in before]
+        async with asyncio.timeout(CLEAN_S):
+            after = await owner.clean(run, name)
+    except TimeoutError:
+        return [Finding(run, f"{kind} at {name}", False, "does not answer", by_hand=by_hand_line)]
+    except (FaultFailedError, SurviveError, OSError) as error:
+        return [Finding(run, f"{kind} at {name}", False, f"cannot be reached: {error}")]
+    return [
+        Finding(run, what, False, "cannot be removed", by_hand=by_hand_line)
+        if what in after
+        else Finding(run, what, True, "removed")
+        for what in dict.fromkeys([*before, *after])
+    ]
 
 
 # ------------------------------------------------------------------------------- injections

@@ -102,6 +102,7 @@ class Story:
     owner: Owner | None = None
     start: str = ""
     processes: list[tuple[str, Named]] = field(default_factory=list)
+    resources: list[tuple[str, str]] = field(default_factory=list)  # (type, name), see cleaners
     injections: dict[str, Injection] = field(default_factory=dict)
     healed: dict[str, Healed] = field(default_factory=dict)
     ended: bool | None = None  # None = it never ended; else whether it ended clean
@@ -177,6 +178,13 @@ class Ledger:
         """A process was started. Raises LedgerError."""
         self.started.append((name, Named(pid, start_time)))
         self._append([{"entry": "process", "name": name, "pid": pid, "start_time": start_time}])
+
+    def resource(self, kind: str, name: str) -> None:
+        """Something on the host that is no process is about to be made. Raises LedgerError.
+
+        ``kind`` is a name of survive.chaos.cleaners, which tells what ``name`` means.
+        """
+        self._append([{"entry": "resource", "type": kind, "name": name}])
 
     def inject(self, injections: Sequence[Injection]) -> None:
         """These are about to happen: one write, one fsync. LedgerError = they may not."""
@@ -259,6 +267,12 @@ def _process(story: Story, entry: Mapping[str, Any]) -> None:
     story.processes.append((str(entry["name"]), named))
 
 
+def _resource(story: Story, entry: Mapping[str, Any]) -> None:
+    found = (str(entry["type"]), str(entry["name"]))
+    if found not in story.resources:
+        story.resources.append(found)
+
+
 def _inject(story: Story, entry: Mapping[str, Any]) -> None:
     injection = Injection.from_json(entry["injection"])
     story.injections[injection.id] = injection
@@ -272,7 +286,14 @@ def _ended(story: Story, entry: Mapping[str, Any]) -> None:
     story.ended = bool(entry["clean"])
 
 
-_RECORD = {"run": _run, "process": _process, "inject": _inject, "healed": _healed, "ended": _ended}
+_RECORD = {
+    "run": _run,
+    "process": _process,
+    "resource": _resource,
+    "inject": _inject,
+    "healed": _healed,
+    "ended": _ended,
+}
 
 
 def _unwritable(path: Path, error: OSError) -> LedgerError:

@@ -34,6 +34,10 @@ class TargetUnhealthyError(SurviveError):
         self.last_lines = last_lines
 
 
+def _nobody_asks(kind: str, name: str) -> None:
+    """For contexts without a ledger: tests of drivers that make processes only."""
+
+
 @dataclass(frozen=True, slots=True)
 class DriverContext:
     """All that a driver may use.
@@ -41,6 +45,8 @@ class DriverContext:
     ``links`` names the links that get a fault proxy (``gateway -> inference``).
     ``key`` is the bearer key ("" none), given to services as SURVIVE_KEY. ``started`` must be
     called with (name, pid, start_time) *right after* each process is created: it is the ledger.
+    ``making`` must be called with (type, name) *before* anything is made that is no process: see
+    survive.chaos.cleaners.
     ``scratch`` is a private folder that lives as long as the run. ``env`` resolves ``${ENV}``.
     """
 
@@ -55,6 +61,7 @@ class DriverContext:
     transport: Transport
     env: Mapping[str, str]
     started: Callable[[str, int, int], None]
+    making: Callable[[str, str], None] = _nobody_asks
 
 
 class Driver(Protocol):
