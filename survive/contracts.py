@@ -43,6 +43,7 @@ class Needs(StrEnum):
     REPLICA = "service"  # some replicas of `service:`
     GPU = "gpu"  # the GPUs of some replicas of `service:`
     LINK = "link"  # every listener of `link:`
+    TARGET = "target"  # the target as a whole: neither key
 
 
 class Active(StrEnum):

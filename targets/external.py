@@ -55,7 +55,7 @@ class Driver:
 
     def open(self, spec: HandleSpec, needs: Needs) -> Handle:
         """The handle for a spec."""
-        if needs is not Needs.LINK:
+        if needs not in {Needs.LINK, Needs.TARGET}:
             raise RefusedError(f"an external target has no {needs} to act on")
         return open_handle(spec, needs, self._context.clock, self._context.transport)
 

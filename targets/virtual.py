@@ -169,6 +169,11 @@ class Driver:
     def open(self, spec: HandleSpec, needs: Needs) -> Handle:
         """The handle for a spec."""
         clock = self._context.clock
+        if needs is Needs.TARGET:
+            raise RefusedError(
+                "a simulated target is nothing that the world outside could act on",
+                hint="run it without --virtual",
+            )
         if needs is Needs.LINK:
             return VirtualLink(spec, clock, self._transport)
         if needs is Needs.GPU:

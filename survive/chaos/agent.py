@@ -175,6 +175,10 @@ class Agent:
 
     def _candidates(self, plan: FaultPlan, fault: Fault) -> list[HandleSpec]:
         """Every listener of a link; of replicas as many as asked, drawn by the seed."""
+        if fault.needs is Needs.TARGET:
+            whole = HandleSpec("target", "target", 0, self._driver.entry())
+            self._driver.open(whole, Needs.TARGET)  # refuses where there is nothing real to reach
+            return [whole]
         if fault.needs is Needs.LINK:
             return self._driver.listeners(plan.link)
         replicas = sorted(self._driver.replicas(plan.service), key=lambda spec: spec.replica)
@@ -238,6 +242,8 @@ class Agent:
 
     def _now(self, life: _Life, spec: HandleSpec) -> HandleSpec:
         """The same thing as it is now: a replica may have restarted since it was chosen."""
+        if life.fault.needs is Needs.TARGET:
+            return spec
         known = (
             self._driver.listeners(life.plan.link)
             if life.fault.needs is Needs.LINK
@@ -360,12 +366,14 @@ class Agent:
     async def _step(self, life: _Life, hit: _Hit, rung: Rung) -> None:
         """One rung, bounded by the caller. Raises FaultFailedError."""
         spec, needs = hit.injection.handle, life.fault.needs
-        if rung is Rung.UNDO:
-            await self._executor.heal(hit.injection)
+        if rung is Rung.UNDO or (rung is Rung.DISABLE and needs is Needs.TARGET):
+            await self._executor.heal(hit.injection)  # of a target as a whole: once more
         elif rung is Rung.DISABLE:
             await disable(self._driver, hit.injection, needs)
         elif needs is Needs.LINK:
             self._kill_proxies()
+        elif needs is Needs.TARGET:
+            raise FaultFailedError("nothing of ours carries it that could be ended")
         else:
             replica: Any = self._driver.open(self._now(life, spec), Needs.REPLICA)
             await replica.kill()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from survive.catalog import Catalog
-from survive.chaos.executor import perform
+from survive.chaos.executor import get_ready, perform
 from survive.chaos.handles import open_handle
 from survive.clock import LoopClock
 from survive.contracts import Fault, FaultFailedError, Injection, Json, Observation
@@ -55,6 +55,7 @@ class Worker:
         injection = Injection.from_json(question["injection"])
         fault = self._fault(injection.kind)
         if question["verb"] == "load":
+            await get_ready(fault, injection)
             return True
         handle = open_handle(injection.handle, fault.needs, self._clock, self._transport)
         result = await perform(fault, question["verb"], injection, handle, question["before"])

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,6 +88,16 @@ async def perform(
         ) from error
 
 
+async def get_ready(fault: Fault, injection: Injection) -> None:
+    """What some faults have to start before they can act in time (an optional ``get_ready``).
+
+    Bounded by the caller; changes nothing outside. Raises FaultFailedError.
+    """
+    start: Callable[[Injection], Awaitable[None]] | None = getattr(fault, "get_ready", None)
+    if start is not None:
+        await start(injection)
+
+
 class _Verbs:
     """The four verbs in terms of one bounded ``_run``; shared by both executors."""
 
@@ -134,7 +144,7 @@ class InLoopExecutor(_Verbs):
 
     async def prepare(self, injection: Injection) -> None:
         """See Executor. Nothing to start."""
-        self._fault(injection.kind)
+        await get_ready(self._fault(injection.kind), injection)
 
     def _fault(self, kind: str) -> Fault:
         if kind not in self._faults:

@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import signal
+from typing import Any
 
 from survive.chaos import processes
 from survive.clock import Clock
@@ -77,10 +78,21 @@ class SimulatedGpu:
             )
 
 
+class WholeTarget:
+    """The target as one thing: what a fault that needs no part of it is given."""
+
+    def __init__(self, spec: HandleSpec, clock: Clock, transport: Transport) -> None:
+        self.spec = spec
+        self.clock = clock
+        self.transport = transport
+
+
 def open_handle(spec: HandleSpec, needs: Needs, clock: Clock, transport: Transport) -> Handle:
     """The handle for a spec, on a real host."""
     if needs is Needs.GPU:
         return SimulatedGpu(spec, clock, transport)
+    if needs is Needs.TARGET:
+        return WholeTarget(spec, clock, transport)
     if needs is Needs.LINK:
         from survive.chaos.toxiproxy import ProxyLink  # its library is slow to import
 
@@ -111,11 +123,33 @@ def signal_group(pid: int, started: int, number: signal.Signals) -> bool:
     return True
 
 
+def _activity_line(activity: Any) -> str:
+    """A Chaos Toolkit activity as a shell line; ``${name}`` in it is left to the reader."""
+    match activity.get("provider", {}) if isinstance(activity, dict) else {}:
+        case {"type": "process", "path": path, **rest}:
+            given = rest.get("arguments", [])
+            if isinstance(given, str):
+                return f"{path} {given}"
+            flat = [part for pair in given.items() for part in pair] if isinstance(
+                given, dict) else given  # fmt: skip
+            return shlex.join(str(part) for part in [path, *flat] if part not in (None, ""))
+        case {"type": "http", "url": url, **rest}:
+            body = rest.get("arguments")
+            data = ["-d", json.dumps(body)] if body else []
+            return shlex.join(["curl", "-sS", "-X", rest.get("method", "GET"), *data, url])
+        case {"type": "python", "module": module, "func": function, **rest}:
+            call = f"from {module} import {function} as f; f(**{rest.get('arguments', {})!r})"
+            return shlex.join(["python", "-c", call])
+    return ""
+
+
 def by_hand(injection: Injection) -> str:
     """The exact shell line that undoes an injection on this host; "" if there is none to give."""
     spec = injection.handle
     if spec.driver == "virtual":
         return ""
+    if injection.kind == "chaostoolkit":
+        return _activity_line(injection.settings.get("heal"))
     if spec.proxy:
         return f"curl -sS -X POST http://{spec.proxy}/reset"
     if spec.token and injection.kind.startswith("gpu."):

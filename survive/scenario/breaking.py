@@ -138,6 +138,12 @@ def _check_hold(check: Check, path: Loc, model: FaultModel, fault: Fault) -> Non
 
 
 def _check_needs(check: Check, path: Loc, model: FaultModel, fault: Fault) -> None:
+    if fault.needs is Needs.TARGET:
+        for given in ("service", "link", "count"):
+            if getattr(model, given) is not None:
+                said = f"{model.kind} acts on the target as a whole"
+                check.wrong((*path, given), said, "remove the key", key=True)
+        return
     needed, other = ("link", "service") if fault.needs is Needs.LINK else ("service", "link")
     if getattr(model, needed) is None and check.draft.sound(*path, needed):
         check.wrong(path, f"{model.kind} needs `{needed}:`", _choices(check, needed), key=True)

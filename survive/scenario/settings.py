@@ -31,7 +31,8 @@ def parse_settings(cls: type, raw: Mapping[str, Json]) -> object:
     """Build the settings dataclass of a fault; fields with a default are optional.
 
     Fields are Duration (µs, from ``300ms``), Share (0..1, from ``20%``), Factor (from ``3x``),
-    int, float, str or bool. Raises SettingError, a UnitError and so a ValueError, on the first bad
+    int, float, str, bool, or a type of the fault's own that has ``parse`` (raises UnitError) and
+    ``form`` (what to write, for messages). Raises SettingError, a UnitError and so a ValueError, on the first bad
     setting; errors of the dataclass's own ``__post_init__`` come through as they are.
     """
     problems = setting_problems(cls, raw)
@@ -84,13 +85,15 @@ _PLAIN: dict[Any, str] = {
 
 def _form(kind: Any) -> str:
     example = _EXAMPLES.get(kind)
-    return f"write it like {example}" if example else f"it is {_PLAIN.get(kind, kind)}"
+    own = getattr(kind, "form", _PLAIN.get(kind, kind))
+    return f"write it like {example}" if example else f"it is {own}"
 
 
 def _parse(name: str, kind: Any, value: Json) -> Any:
-    if kind in _EXAMPLES:
+    if hasattr(kind, "parse"):
         try:
-            check_bare(value, _EXAMPLES[kind])
+            if kind in _EXAMPLES:
+                check_bare(value, _EXAMPLES[kind])
             return kind.parse(value)
         except UnitError as error:
             raise SettingError(name, str(error)) from error

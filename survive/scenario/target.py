@@ -211,7 +211,7 @@ def check_env(draft: Draft, kind: type[Strict], target_prefix: tuple[str, ...] |
     """
     for path, node in read_strings(draft.root, kind):
         text = str(node.value)
-        if "${" not in text:
+        if "${" not in text or _is_of_an_activity(path):
             continue
         inside = None if target_prefix is None else _below(target_prefix, path)
         if inside is None or not _may_hold_env(inside):
@@ -231,6 +231,11 @@ def check_env(draft: Draft, kind: type[Strict], target_prefix: tuple[str, ...] |
 
 def _below(prefix: Loc, path: tuple[str, ...]) -> tuple[str, ...] | None:
     return path[len(prefix) :] if path[: len(prefix)] == prefix else None
+
+
+def _is_of_an_activity(path: tuple[str, ...]) -> bool:
+    """Below a setting of a fault: ``${name}`` there is Chaos Toolkit's, and checked by the kind."""
+    return path[:1] == ("faults",) and path[2:3] == ("with",) and len(path) > 4
 
 
 def _may_hold_env(path: tuple[str, ...]) -> bool:
