@@ -121,6 +121,8 @@ def target_to_json(spec: TargetSpec) -> dict[str, Json]:
         "allow_hosts": list(spec.allow_hosts),
         "allow_faults": list(spec.allow_faults),
         "allow_privileged": spec.allow_privileged,
+        "allow_max_faults": spec.allow_max_faults,
+        "allow_max_duration_us": spec.allow_max_duration_us,
         "weaknesses": list(spec.weaknesses),
         "folder": str(spec.folder),
         "isolation": spec.isolation,
@@ -136,6 +138,7 @@ def _service_to_json(service: Service) -> dict[str, Json]:
         "url": service.url,
         "replicas": service.replicas,
         "gpu": service.gpu,
+        "simulates": list(service.simulates),
         "health": asdict(service.health),
         "metrics": service.metrics,
         "audit_file": service.audit_file,
@@ -147,7 +150,14 @@ def _service_to_json(service: Service) -> dict[str, Json]:
 def target_from_json(data: Mapping[str, Any]) -> TargetSpec:
     """The inverse of target_to_json."""
     services = {
-        name: Service(**{**s, "run": tuple(s["run"]), "health": Health(**s["health"])})
+        name: Service(
+            **{
+                **s,
+                "run": tuple(s["run"]),
+                "simulates": tuple(s["simulates"]),
+                "health": Health(**s["health"]),
+            }
+        )
         for name, s in data["services"].items()
     }
     return TargetSpec(
@@ -175,6 +185,7 @@ def fault_to_json(fault: FaultPlan) -> dict[str, Json]:
         "link": fault.link,
         "count": fault.count,
         "settings": dict(fault.settings),
+        "pool": fault.pool,
     }
 
 

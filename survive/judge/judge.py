@@ -175,11 +175,12 @@ class _Judgement:
         kind, _, name = cell.window.partition(":")
         if kind not in {"fault", "recovery"}:
             return cell
-        life = self._lives[name]
-        if not life.proven:
-            return _tempered(cell, f"{name} was not proven active: {life.proof}")
-        if kind == "recovery" and (unhealed := self._unhealed(name)):
-            return _tempered(cell, unhealed)
+        for one in self._windows.repeats(name) or (name,):
+            life = self._lives[one]
+            if not life.proven:
+                return _tempered(cell, f"{one} was not proven active: {life.proof}")
+            if kind == "recovery" and (unhealed := self._unhealed(one)):
+                return _tempered(cell, unhealed)
         return cell
 
     # -------------------------------------------------------------------- recovery

@@ -63,7 +63,8 @@ def windows_of(objective: Objective, plan: Plan) -> tuple[str, ...]:
     if objective.metric is Metric.RECOVERY:
         return tuple(f"recovery:{fault.fault}" for fault in plan.faults)
     if objective.during == "each fault":
-        return tuple(f"fault:{fault.fault}" for fault in plan.faults)
+        pools = dict.fromkeys(fault.pool for fault in plan.faults if fault.pool)
+        return tuple(f"fault:{name}" for name in [*(f.fault for f in plan.faults), *pools])
     return (objective.during,)
 
 
@@ -113,6 +114,11 @@ class Windows:
     def mask(self, window: str, slices: I64, crossed: I64) -> Mask:
         """Which places belong to a window. RecordError if the plan has no such window."""
         kind, _, name = window.partition(":")
+        if kind in {"fault", "recovery"} and (repeats := self.repeats(name)):
+            pooled: Mask = np.logical_or.reduce(
+                [self.mask(f"{kind}:{one}", slices, crossed) for one in repeats]
+            )
+            return pooled
         if kind == "fault" and name in self._under:
             return self._of_fault(name, slices, crossed)
         if kind == "recovery" and name in self._under:
@@ -128,6 +134,10 @@ class Windows:
         if found is None:
             raise RecordError(f"the plan of this run has no window {window!r}")
         return found
+
+    def repeats(self, name: str) -> tuple[str, ...]:
+        """The repeats that a name pools (law 3); () if it is the name of one fault."""
+        return tuple(f.fault for f in self.plan.faults if name and f.pool == name)
 
     def _of_fault(self, name: str, slices: I64, crossed: I64) -> Mask:
         """Begun under it, or begun under none and its inject was the first that it crossed."""
@@ -155,10 +165,13 @@ class Windows:
         return int((self.ends[chosen] - self.starts[chosen]).sum())
 
     def overlapping(self, name: str) -> tuple[str, ...]:
-        """Other faults that are on at some time while this one is."""
-        mine = self._under[name]
+        """Other faults that are on at some time while this one (or a repeat of it) is."""
+        those = self.repeats(name) or (name,)
+        mine = np.logical_or.reduce([self._under[one] for one in those])
         return tuple(
-            other for other, on in self._under.items() if other != name and bool((mine & on).any())
+            other
+            for other, on in self._under.items()
+            if other not in those and bool((mine & on).any())
         )
 
 

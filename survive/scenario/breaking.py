@@ -21,6 +21,7 @@ from survive.scenario.models import (
 )
 from survive.scenario.settings import parse_settings, setting_problems
 from survive.scenario.target import PLUGINS_HINT
+from survive.scenario.timing import check_caps, check_inside_load, repeats
 from survive.scenario.tree import Path as Loc
 from survive.units import UnitError, duration_us, show_us
 
@@ -29,10 +30,15 @@ _AT = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)\s*\+\s*(\S+)")
 
 def make_faults(check: Check, load: LoadSpec) -> dict[str, FaultPlan]:
     """Every fault with its time resolved."""
-    return {name: _fault(check, name, model, load) for name, model in check.model.faults.items()}
+    every = (_fault(check, name, model, load) for name, model in check.model.faults.items())
+    found = {fault.name: fault for faults in every for fault in faults}
+    if _times_sound(check):
+        check_caps(check, found)
+    return found
 
 
-def _fault(check: Check, name: str, model: FaultModel, load: LoadSpec) -> FaultPlan:
+def _fault(check: Check, name: str, model: FaultModel, load: LoadSpec) -> list[FaultPlan]:
+    """One, or one for each repeat."""
     path: Loc = ("faults", name)
     fault = _kind(check, path, model)
     at_us = _moment(check, (*path, "at"), model.at, load)
@@ -41,29 +47,20 @@ def _fault(check: Check, name: str, model: FaultModel, load: LoadSpec) -> FaultP
         _check_needs(check, path, model, fault)
         _check_settings(check, path, model, fault)
     _check_victims(check, path, model, fault)
-    for_us = model.for_
-    if at_us is not None and _times_sound(check):
-        if at_us >= load.end_us:
-            check.wrong(
-                (*path, "at"),
-                f"begins at {show_us(at_us)}, after the load has ended ({show_us(load.end_us)})",
-            )
-        elif for_us is not None and at_us + for_us > load.end_us:
-            check.wrong(
-                (*path, "for"),
-                f"ends at {show_us(at_us + for_us)}, after the load ({show_us(load.end_us)})",
-                "shorten it, or lengthen a phase",
-            )
-    return FaultPlan(
+    once = FaultPlan(
         name=name,
         kind=model.kind,
         at_us=at_us or 0,
-        for_us=for_us,
+        for_us=model.for_,
         service=model.service or "",
         link=model.link or "",
         count=model.count or 1,
         settings=dict(model.with_),
     )
+    planned = repeats(check, path, model, once)
+    if at_us is not None and _times_sound(check):
+        check_inside_load(check, path, planned, load)
+    return planned
 
 
 def _times_sound(check: Check) -> bool:
@@ -263,7 +260,7 @@ def check_recoveries(
     for index, group in enumerate(ordered):
         last = max(group.faults, key=lambda f: f.at_us if f.until_us is None else f.until_us)
         watched = group.last_heal_us + span
-        path = ("faults", last.name)
+        path = ("faults", last.pool or last.name)
         told = f"the recovery of {last.name!r} is watched until {show_us(watched)}"
         following = ordered[index + 1].faults[0] if index + 1 < len(ordered) else None
         if following is not None and watched > following.at_us:

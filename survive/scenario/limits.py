@@ -155,7 +155,8 @@ def _check_window(check: Check, path: Loc, text: str) -> None:
             check.wrong(path, "no phase with a constant rate outside warm-up makes up `steady`")
         return
     kind, colon, name = text.partition(":")
-    sets = {"phase": check.phases, "fault": faults, "recovery": faults}
+    windows = [*faults, *_repeats(check)]
+    sets = {"phase": check.phases, "fault": windows, "recovery": windows}
     if not colon or kind not in sets:
         known = [*words, "phase:NAME", "fault:NAME", "recovery:NAME"]
         check.wrong(path, f"unknown window {text!r}", nearest(text, known))
@@ -164,6 +165,16 @@ def _check_window(check: Check, path: Loc, text: str) -> None:
         check.wrong(
             path, f"unknown {what} {name!r}", nearest(name, sets[kind]) or "the scenario has none"
         )
+
+
+def _repeats(check: Check) -> list[str]:
+    """``x#1``, ``x#2``, ... of every fault that comes several times; ``x`` pools them."""
+    return [
+        f"{name}#{number}"
+        for name, model in check.model.faults.items()
+        if model.every is not None and model.times is not None
+        for number in range(1, model.times + 1)
+    ]
 
 
 def _of(check: Check, path: Loc, given: list[str] | None, metric: Metric) -> tuple[str, ...]:

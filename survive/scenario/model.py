@@ -93,6 +93,7 @@ class FaultPlan:
     link: str = ""  # "gateway -> inference"
     count: int = 1  # victims of a replica or GPU fault
     settings: Mapping[str, Json] = field(default_factory=dict)  # as written; see `parse_settings`
+    pool: str = ""  # of a repeated fault (`x#1`): the scenario's own name for all of them (`x`)
 
     @property
     def until_us(self) -> int | None:
@@ -158,6 +159,7 @@ class Service:
     url: str = ""  # external: "http://127.0.0.1:8080"
     replicas: int = 1
     gpu: str = ""  # "" | "simulated"
+    simulates: tuple[str, ...] = ()  # "store", "metrics": what faults may break by its admin route
     health: Health = Health()
     metrics: str = ""
     audit_file: str = ""
@@ -194,6 +196,8 @@ class TargetSpec:
     allow_hosts: tuple[str, ...] = ("127.0.0.1",)
     allow_faults: tuple[str, ...] = ()
     allow_privileged: bool = False  # half of the permission; --allow-privileged is the other
+    allow_max_faults: int = 3  # at once
+    allow_max_duration_us: int = 300_000_000  # of one fault
     weaknesses: tuple[str, ...] = ()
     folder: Path = Path()  # where `app:` files are looked up
     isolation: str = ""  # "" | netns: each replica in a network namespace of its own

@@ -294,6 +294,12 @@ class FaultModel(Strict):
     for_: Duration | None = Field(
         None, alias="for", description="How long a held fault stays; one-shots have none."
     )
+    every: Duration | None = Field(
+        None, description="From one inject to the next; with `times`. Each draws its own victims."
+    )
+    times: int | None = Field(
+        None, ge=2, le=1000, description="How often it happens: windows fault:NAME#1, #2, ..."
+    )
     with_: dict[str, FreeJson] = Field(
         {}, alias="with", description="Settings of the kind; `survive faults KIND` shows them."
     )
@@ -376,6 +382,11 @@ class ServiceModel(Strict):
     gpu: Literal["simulated"] | None = Field(
         None, description="Each replica has a GPU; gpu.* faults need it."
     )
+    simulates: list[Literal["store", "metrics"]] = Field(
+        [],
+        description="What simulated dependency.* and observability.* faults may break, by its "
+        "POST /admin/faults.",
+    )
     health: HealthModel = Field(
         HealthModel.model_construct(get="/health", within=10_000_000),
         description="How it says that it is ready.",
@@ -399,6 +410,10 @@ class AllowModel(Strict):
     faults: list[Text] = Field([], description="Families of faults, like network, node, gpu.")
     privileged: bool = Field(
         False, description="What needs root may be used, if the run has --allow-privileged too."
+    )
+    max_faults: int = Field(3, ge=1, le=100, description="Most faults at once. Default 3.")
+    max_duration: Duration = Field(
+        300_000_000, description="Longest time that one fault may stay on. Default 5m."
     )
 
 

@@ -197,7 +197,7 @@ def _phase(
 
 
 def _check_rates(check: Check, path: Loc, model: PhaseModel, *, first: bool) -> None:
-    both = all(check.draft.sound(*path, key) for key in ("rate", "ramp_to"))
+    both = all(check.draft.sound(*path, key) for key in ("name", "rate", "ramp_to"))
     if both and (model.rate is None) == (model.ramp_to is None):
         given = "both rate and ramp_to" if model.rate is not None else "neither rate nor ramp_to"
         check.wrong(path, f"phase {model.name!r} has {given}", "it needs exactly one")
