@@ -114,13 +114,13 @@ class Proxy:
     def add(self, toxic: Applied) -> None:
         """One toxic more, on live connections too."""
         self.toxics.append(toxic)
-        for connection in self._connections:
+        for connection in list(self._connections):
             connection.add(toxic)
 
     def update(self, toxic: Applied) -> None:
         """The toxic was changed in place; what it holds leaves at once."""
         for connection in list(self._connections):
-            connection.stream(toxic).flush(toxic)
+            connection.stream(toxic).update(toxic)
 
     def remove(self, toxic: Applied) -> None:
         """The toxic is gone; what it held leaves at once, in order."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -45,6 +46,9 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8474, help="of the API; 0 = any")
     parser.add_argument("--seed", type=int, default=0, help="of jitter and toxicity")
     chosen = parser.parse_args()
+    # A black hole holds two sockets for each caller that gave up: as many as the host allows.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         asyncio.run(run(chosen.port, chosen.seed))
     except OSError as error:

@@ -7,17 +7,17 @@ from the one socket to the other within the callback that read them.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import struct
 from collections import deque
 from collections.abc import Callable
 from random import Random
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-from .toxics import Latency
+from .toxics import CLOSE, RESET, Cut, Flow, Pieces, Toxic
 
 CHUNK = 32 * 1024  # bytes read at once, as Toxiproxy's io.Copy does: what a toxic acts upon
-HELD_MAX = 1024  # chunks held by one toxic before its source is no longer read, as Toxiproxy
 DIAL_S = 10.0  # an upstream that does not answer must not hold the client for ever
 
 Out: TypeAlias = Callable[[bytes, float], None]  # (chunk or b"" = end, when it arrived)
@@ -33,7 +33,7 @@ class Applied:
     __slots__ = ("name", "settings", "stream", "toxicity", "type")
 
     def __init__(
-        self, name: str, type_: str, stream: str, toxicity: float, settings: Latency
+        self, name: str, type_: str, stream: str, toxicity: float, settings: Toxic
     ) -> None:
         self.name = name
         self.type = type_
@@ -49,35 +49,47 @@ class Stage:
     more toxicity means the same connections and some more.
     """
 
-    __slots__ = ("_changed", "_draw", "_held", "_last", "_loop", "_random", "_timer", "full",
-                 "out", "toxic")  # fmt: skip
+    __slots__ = ("_changed", "_cut", "_draw", "_flow", "_held", "_last", "_loop", "_timer",
+                 "full", "out", "toxic")  # fmt: skip
 
     def __init__(self, toxic: Applied, random: Random, changed: Callable[[], None]) -> None:
         self.toxic = toxic
         self.full = False
         self.out: Out = _nowhere
-        self._random = random
         self._draw = random.random()
+        self._flow = Flow(random)
         self._changed = changed
+        self._cut = False  # nothing follows a cut
         self._held: deque[tuple[float, bytes]] = deque()
         self._last = 0.0
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
+    def begin(self) -> None:
+        """It stands on the connection from now on; call once ``out`` is wired."""
+        now = self._loop.time()
+        if self._draw < self.toxic.toxicity and (pieces := self.toxic.settings.begins(now)):
+            self._hold(pieces, now)
+
     def take(self, chunk: bytes, at: float) -> None:
         """Hold a chunk as long as the toxic wants; never overtakes one that came before."""
         if self._draw >= self.toxic.toxicity:
             self.out(chunk, at)
-            return
-        for due, piece in self.toxic.settings.leaves(chunk, at, self._random):
-            self._last = max(due, self._last, at)
-            self._held.append((self._last, piece))
-        self._release()
+        elif not self._cut:
+            self._hold(self.toxic.settings.leaves(chunk, at, self._flow), at)
+
+    def update(self) -> None:
+        """The toxic has new settings: they hold for what comes after what is held now."""
+        if self.toxic.settings.begins(0.0):  # it acts by time alone: it holds but its own end
+            self._held.clear()
+            self._reset()
+            self.begin()
+        else:
+            self.flush()
 
     def flush(self) -> None:
         """Pass on all that is held, at once and in order: the toxic is changed or gone."""
-        self.stop()
-        self._last = 0.0
+        self._reset()
         now = self._loop.time()
         while self._held:
             self.out(self._held.popleft()[1], now)
@@ -89,13 +101,24 @@ class Stage:
             self._timer.cancel()
             self._timer = None
 
+    def _reset(self) -> None:
+        self.stop()
+        self._last = self._flow.free = 0.0
+
+    def _hold(self, pieces: Pieces, at: float) -> None:
+        for due, piece in pieces:
+            self._last = max(due, self._last, at)
+            self._held.append((self._last, piece))
+            self._cut = self._cut or (not piece and isinstance(piece, Cut))
+        self._release()
+
     def _release(self) -> None:
         now = self._loop.time()
         while self._held and self._held[0][0] <= now:
             due, piece = self._held.popleft()
             # The next toxic counts from when the piece was due, so that lateness does not add up.
             self.out(piece, due)
-        if self._held and self._timer is None:
+        if self._held and self._timer is None and self._held[0][0] < math.inf:
             self._timer = self._loop.call_at(self._held[0][0], self._on_time)
         self._mark()
 
@@ -104,7 +127,8 @@ class Stage:
         self._release()
 
     def _mark(self) -> None:
-        full = len(self._held) >= (HELD_MAX // 2 if self.full else HELD_MAX)
+        room = self.toxic.settings.room
+        full = len(self._held) >= (room // 2 if self.full else room)
         if full != self.full:
             self.full = full
             self._changed()
@@ -114,12 +138,35 @@ def _nowhere(chunk: bytes, at: float) -> None:
     raise AssertionError("a stage that is not wired")
 
 
+class Source(Protocol):
+    """Where a stream's bytes come from."""
+
+    def read(self, on: bool) -> None:
+        """Go on reading, or wait."""
+
+
+class Sink(Protocol):
+    """Where a stream's bytes go to."""
+
+    def write(self, chunk: bytes) -> None:
+        """A piece of the stream."""
+
+    def end(self) -> None:
+        """No more will come; the other direction may go on."""
+
+    def close_both(self) -> None:
+        """Neither direction goes on."""
+
+    def reset_both(self) -> None:
+        """The same at once, as an error."""
+
+
 class Stream:
     """One direction of a connection: source → toxics in order → sink."""
 
     __slots__ = ("_sink", "_source", "ended", "enter", "sink_full", "stages")
 
-    def __init__(self, source: End, sink: End) -> None:
+    def __init__(self, source: Source, sink: Sink) -> None:
         self._source = source
         self._sink = sink
         self.stages: list[Stage] = []
@@ -143,11 +190,11 @@ class Stream:
             stage.flush()
         self.steer()
 
-    def flush(self, toxic: Applied) -> None:
-        """The toxic has new settings: they hold for what comes after what is held now."""
+    def update(self, toxic: Applied) -> None:
+        """The toxic has new settings."""
         for stage in self.stages:
             if stage.toxic is toxic:
-                stage.flush()
+                stage.update()
 
     def steer(self) -> None:
         """Read the source only while there is room, in the toxics and in the sink."""
@@ -156,6 +203,10 @@ class Stream:
     def _leave(self, chunk: bytes, at: float) -> None:
         if chunk:
             self._sink.write(chunk)
+        elif chunk is CLOSE:
+            self._sink.close_both()
+        elif chunk is RESET:
+            self._sink.reset_both()
         elif not self.ended:
             self.ended = True
             self._sink.end()
@@ -239,6 +290,14 @@ class End(asyncio.BufferedProtocol):
                 self.reset()
         self._connection.ended()
 
+    def close_both(self) -> None:
+        """See Sink."""
+        self._connection.close()
+
+    def reset_both(self) -> None:
+        """See Sink."""
+        self._connection.reset()
+
     def close(self) -> None:
         """Close once all is sent."""
         if self._transport is not None:
@@ -286,8 +345,10 @@ class Connection:
     def add(self, toxic: Applied) -> None:
         """One toxic more, after the others."""
         stream = self.stream(toxic)
-        stream.stages.append(self._stage(toxic, self.number, stream.steer))
+        stage = self._stage(toxic, self.number, stream.steer)
+        stream.stages.append(stage)
         stream.wire()
+        stage.begin()
 
     def stream(self, toxic: Applied) -> Stream:
         """The direction that a toxic acts on."""
@@ -307,8 +368,14 @@ class Connection:
     def ended(self) -> None:
         """One stream has delivered its end; after both, nothing can follow."""
         if self.up.ended and self.down.ended:
-            self.client.close()
-            self.server.close()
+            self.close()
+
+    def close(self) -> None:
+        """Neither side hears or says more than is being sent."""
+        if self._dialling is not None:
+            self._dialling.cancel()
+        self.client.close()
+        self.server.close()
 
     def lost(self, *, broken: bool) -> None:
         """One socket is gone; an error on the one side is a reset on the other."""
