@@ -84,6 +84,8 @@ class HandleSpec:
     proxy_name: str = ""
     pid: int = 0
     start_time: int = 0
+    container: str = ""  # its name, if the replica is one; pid is that of its first process
+    engine: str = ""  # URL of its docker daemon
     token: str = ""  # for the simulated GPU's admin route; the ledger is 0600
 
     @property

@@ -445,6 +445,8 @@ async def disable(driver: Driver, injection: Injection, needs: Needs) -> None:
     handle: Any = driver.open(spec, needs)
     if needs is Needs.GPU:
         await handle.set_state(lost=False, slow_down=1.0)
+    elif needs is Needs.REPLICA and spec.container:
+        await handle.restore()
     elif needs is Needs.REPLICA:
         await handle.resume()
     elif spec.driver == "virtual":

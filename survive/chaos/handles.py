@@ -97,6 +97,10 @@ def open_handle(spec: HandleSpec, needs: Needs, clock: Clock, transport: Transpo
         from survive.chaos.toxiproxy import ProxyLink  # its library is slow to import
 
         return ProxyLink(spec, clock, transport)
+    if spec.container:
+        from survive.chaos.containers import ContainerReplica  # its library is slow to import
+
+        return ContainerReplica(spec, clock, transport)
     return ProcessReplica(spec, clock, transport)
 
 
@@ -158,4 +162,8 @@ def by_hand(injection: Injection) -> str:
             f"curl -sS -X POST -H 'x-gpu-token: {spec.token}' -d {body} "
             f"http://{spec.address}/admin/gpu"
         )
+    if spec.container:
+        from survive.chaos.containers import undo_line
+
+        return undo_line(spec, injection.kind)
     return f"kill -CONT -- -{spec.pid}" if spec.pid else ""
