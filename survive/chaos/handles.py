@@ -5,6 +5,7 @@ Light imports: a fault's child process starts with these in well under 150 ms.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -129,20 +130,20 @@ def signal_group(pid: int, started: int, number: signal.Signals) -> bool:
 
 def _activity_line(activity: Any) -> str:
     """A Chaos Toolkit activity as a shell line; ``${name}`` in it is left to the reader."""
-    match activity.get("provider", {}) if isinstance(activity, dict) else {}:
-        case {"type": "process", "path": path, **rest}:
-            given = rest.get("arguments", [])
-            if isinstance(given, str):
-                return f"{path} {given}"
-            flat = [part for pair in given.items() for part in pair] if isinstance(
-                given, dict) else given  # fmt: skip
-            return shlex.join(str(part) for part in [path, *flat] if part not in (None, ""))
-        case {"type": "http", "url": url, **rest}:
-            body = rest.get("arguments")
-            data = ["-d", json.dumps(body)] if body else []
-            return shlex.join(["curl", "-sS", "-X", rest.get("method", "GET"), *data, url])
-        case {"type": "python", "module": module, "func": function, **rest}:
-            call = f"from {module} import {function} as f; f(**{rest.get('arguments', {})!r})"
+    provider: dict[str, Any] = activity["provider"] if isinstance(activity, dict) else {}
+    given: Any = provider.get("arguments") or {}
+    match provider.get("type"):
+        case "process" if isinstance(given, str):
+            return f"{provider['path']} {given}"
+        case "process":
+            parts = itertools.chain(*given.items()) if isinstance(given, dict) else given
+            return shlex.join([provider["path"], *map(str, parts)])
+        case "http":
+            data = ["-d", json.dumps(given)] if given else []
+            method = provider.get("method", "GET")
+            return shlex.join(["curl", "-sS", "-X", method, *data, provider["url"]])
+        case "python":
+            call = f"from {provider['module']} import {provider['func']} as f; f(**{given!r})"
             return shlex.join(["python", "-c", call])
     return ""
 
