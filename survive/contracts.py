@@ -7,6 +7,7 @@ A plug-in imports only from here, ``survive.units``, ``survive.transport``, ``su
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -41,6 +42,7 @@ class Needs(StrEnum):
     """What a fault acts on, and so which key the scenario must give it."""
 
     REPLICA = "service"  # some replicas of `service:`
+    STAND_IN = "stand-in"  # the switches of replicas of `service:` that `simulates:` something
     GPU = "gpu"  # the GPUs of some replicas of `service:`
     LINK = "link"  # every listener of `link:`
     TARGET = "target"  # the target as a whole: neither key
@@ -86,7 +88,9 @@ class HandleSpec:
     start_time: int = 0
     container: str = ""  # its name, if the replica is one; pid is that of its first process
     engine: str = ""  # URL of its docker daemon
-    token: str = ""  # for the simulated GPU's admin route; the ledger is 0600
+    token: str = ""  # for the admin routes of stand-ins; the ledger is 0600
+    simulates: str = ""  # what it stands in for: "gpu store metrics", any of them
+    metrics_path: str = ""  # of its Prometheus metrics
 
     @property
     def replica_id(self) -> str:
@@ -175,7 +179,15 @@ class GpuHandle(Handle, Protocol):
     """The (simulated) GPU of one replica, by its control channel, not by the data path."""
 
     async def set_state(self, **state: Json) -> None:
-        """Set any of ``lost: bool``, ``slow_down: float`` (1.0 = none); raises FaultFailedError."""
+        """Set any of ``lost hung: bool``, ``slow_down: float`` (1.0 = none), ``retries taken:
+        float`` (0..1), ``xid: str``; raises FaultFailedError."""
+
+
+class StandInHandle(Handle, Protocol):
+    """The switches of a reference service, by its control channel, not by the data path."""
+
+    async def set_state(self, **state: Json) -> None:
+        """Turn switches on or off (bool); raises FaultFailedError."""
 
 
 class FaultFailedError(Exception):
@@ -239,8 +251,9 @@ class ServiceContext:
     """All that a reference service may know of the outside world.
 
     ``env`` holds SURVIVE_REPLICA (``inference-1``), the variables of links (comma-separated
-    ``host:port``), SURVIVE_KEY, SURVIVE_GPU_TOKEN, SURVIVE_WEAKNESSES (comma-separated) and the
-    service's own ``env``. A service uses no other clock, chance or way to the network.
+    ``host:port``), SURVIVE_KEY, SURVIVE_GPU_TOKEN, SURVIVE_ADMIN_TOKEN, SURVIVE_WEAKNESSES
+    (comma-separated) and the service's own ``env``. A service uses no other clock, chance or way to
+    the network. ``exit`` ends it at once with an exit code, as a crash does.
     """
 
     clock: Clock
@@ -248,6 +261,7 @@ class ServiceContext:
     env: Mapping[str, str]
     call: Call
     spawn: Callable[[Coroutine[Any, Any, None]], None]  # a background task that dies with it
+    exit: Callable[[int], None] = sys.exit
 
 
 # ``app: "gateway.py:make_app"`` names one of these.

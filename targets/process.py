@@ -391,7 +391,7 @@ class Driver:
             probe_path=replica.service.health.path,
             pid=process.pid if process else 0,
             start_time=process.start_time if process else 0,
-            token=self._context.token if replica.service.gpu else "",
+            **wiring.stand_in_spec(replica.service, self._context.token),
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from survive.catalog import load_module
-from survive.chaos.handles import SimulatedGpu
+from survive.chaos.handles import SimulatedGpu, StandIn
 from survive.clock import Clock, LoopClock, seeded
 from survive.contracts import (
     AsgiApp,
@@ -22,7 +22,8 @@ from survive.contracts import (
 )
 from survive.errors import RefusedError
 from survive.host.driver import DriverContext, TargetUnhealthyError
-from survive.host.memory import Listener, MemoryNetwork, MemoryTransport, Node
+from survive.host.listener import Listener
+from survive.host.memory import MemoryNetwork, MemoryTransport, Node
 from survive.scenario.model import Service
 from survive.transport import CallFailedError, Transport
 
@@ -178,6 +179,8 @@ class Driver:
             return VirtualLink(spec, clock, self._transport)
         if needs is Needs.GPU:
             return SimulatedGpu(spec, clock, self._transport)
+        if needs is Needs.STAND_IN:
+            return StandIn(spec, clock, self._transport)
         return VirtualReplica(spec, clock, self._transport)
 
     def hold(self, spec: HandleSpec) -> None:
@@ -293,6 +296,7 @@ class Driver:
                 env=replica.env,
                 call=self._transport.call,
                 spawn=node.spawn,
+                exit=lambda code: node.kill(f"exited with {code}"),
             )
         )
 
@@ -321,7 +325,7 @@ class Driver:
             probe_path=replica.service.health.path,
             pid=node.boot if node else 0,
             start_time=node.born_us if node else 0,
-            token=self._context.token if replica.service.gpu else "",
+            **wiring.stand_in_spec(replica.service, self._context.token),
         )
 
 

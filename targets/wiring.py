@@ -88,7 +88,19 @@ def environment(
     }
     if service.gpu:
         env["SURVIVE_GPU_TOKEN"] = context.token
+    if service.simulates:
+        env["SURVIVE_ADMIN_TOKEN"] = context.token
     return env
+
+
+def stand_in_spec(service: Service, token: str) -> dict[str, str]:
+    """What a HandleSpec says of a service that simulates something, and of its metrics."""
+    parts = [*(["gpu"] if service.gpu else []), *service.simulates]
+    return {
+        "token": token if parts else "",
+        "simulates": " ".join(parts),
+        "metrics_path": service.metrics,
+    }
 
 
 def proxy_name(run_id: str, link: str, number: int) -> str:

@@ -443,8 +443,8 @@ async def disable(driver: Driver, injection: Injection, needs: Needs) -> None:
     """The ladder's second rung: undo by the kind of handle. Raises FaultFailedError."""
     spec = injection.handle
     handle: Any = driver.open(spec, needs)
-    if needs is Needs.GPU:
-        await handle.set_state(lost=False, slow_down=1.0)
+    if needs in {Needs.GPU, Needs.STAND_IN}:
+        await handle.reset()
     elif needs is Needs.REPLICA and spec.container:
         await handle.restore()
     elif needs is Needs.REPLICA:

@@ -63,20 +63,28 @@ class SimulatedGpu:
 
     async def set_state(self, **state: Json) -> None:
         """POST /admin/gpu; raises FaultFailedError unless it answers 200."""
-        headers = (("content-type", "application/json"), ("x-gpu-token", self.spec.token))
-        request = Request("POST", "/admin/gpu", headers, json.dumps(state).encode())
-        try:
-            answer = await self.transport.call(
-                self.spec.address, request, timeout_s=ADMIN_TIMEOUT_S
-            )
-            body = await read_all(answer)
-        except CallFailedError as error:
-            raise FaultFailedError(f"admin route of {self.spec.replica_id}: {error}") from error
-        if answer.status != 200:
-            said = body[:200].decode(errors="replace")
-            raise FaultFailedError(
-                f"admin route of {self.spec.replica_id}: status {answer.status} {said}"
-            )
+        await _admin(self, "/admin/gpu", "x-gpu-token", state)
+
+    async def reset(self) -> None:
+        """As new, whatever was set; raises FaultFailedError."""
+        await self.set_state(reset=True)
+
+
+class StandIn:
+    """The switches of a reference service, by its admin route. Works on both hosts."""
+
+    def __init__(self, spec: HandleSpec, clock: Clock, transport: Transport) -> None:
+        self.spec = spec
+        self.clock = clock
+        self.transport = transport
+
+    async def set_state(self, **state: Json) -> None:
+        """POST /admin/faults; raises FaultFailedError unless it answers 200."""
+        await _admin(self, "/admin/faults", "x-admin-token", state)
+
+    async def reset(self) -> None:
+        """All switches off; raises FaultFailedError."""
+        await self.set_state(reset=True)
 
 
 class WholeTarget:
@@ -88,10 +96,26 @@ class WholeTarget:
         self.transport = transport
 
 
+async def _admin(handle: Handle, path: str, token: str, state: dict[str, Json]) -> None:
+    spec = handle.spec
+    headers = (("content-type", "application/json"), (token, spec.token))
+    request = Request("POST", path, headers, json.dumps(state).encode())
+    try:
+        answer = await handle.transport.call(spec.address, request, timeout_s=ADMIN_TIMEOUT_S)
+        body = await read_all(answer)
+    except CallFailedError as error:
+        raise FaultFailedError(f"admin route of {spec.replica_id}: {error}") from error
+    if answer.status != 200:
+        said = body[:200].decode(errors="replace")
+        raise FaultFailedError(f"admin route of {spec.replica_id}: status {answer.status} {said}")
+
+
 def open_handle(spec: HandleSpec, needs: Needs, clock: Clock, transport: Transport) -> Handle:
     """The handle for a spec, on a real host."""
     if needs is Needs.GPU:
         return SimulatedGpu(spec, clock, transport)
+    if needs is Needs.STAND_IN:
+        return StandIn(spec, clock, transport)
     if needs is Needs.TARGET:
         return WholeTarget(spec, clock, transport)
     if needs is Needs.LINK:
@@ -157,11 +181,13 @@ def by_hand(injection: Injection) -> str:
         return _activity_line(injection.settings.get("heal"))
     if spec.proxy:
         return f"curl -sS -X POST http://{spec.proxy}/reset"
-    if spec.token and injection.kind.startswith("gpu."):
-        body = shlex.quote('{"lost": false, "slow_down": 1}')
+    family = injection.kind.partition(".")[0]
+    if spec.token and family in {"gpu", "dependency", "observability"}:
+        path, token = ("gpu", "x-gpu-token") if family == "gpu" else ("faults", "x-admin-token")
+        body = shlex.quote('{"reset": true}')
         return (
-            f"curl -sS -X POST -H 'x-gpu-token: {spec.token}' -d {body} "
-            f"http://{spec.address}/admin/gpu"
+            f"curl -sS -X POST -H '{token}: {spec.token}' -d {body} "
+            f"http://{spec.address}/admin/{path}"
         )
     if spec.container:
         from survive.chaos.containers import undo_line

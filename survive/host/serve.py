@@ -93,6 +93,7 @@ async def _serve(make_app: MakeApp, listener: socket.socket) -> None:
         env=os.environ,
         call=transport.call,
         spawn=background.spawn,
+        exit=os._exit,
     )
     server = _Server(_config(make_app(context)))
     try:

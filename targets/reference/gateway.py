@@ -33,6 +33,7 @@ from .asgi import (
     until_client_leaves,
 )
 from .metrics import Labels, family, page
+from .stand_in import StandIn
 from .upstreams import Upstream, Upstreams
 
 NO_DEADLINE_S = 86_400.0
@@ -73,13 +74,15 @@ def make_gateway(context: ServiceContext, limits: Limits) -> AsgiApp:
             for upstream in upstreams.all:
                 context.spawn(upstreams.check(upstream, context.clock, context.call))
     gateway = Gateway(context, limits, services)
+    stand_in = StandIn(context, "metrics_down")
     return routed(
         {
             "/v1/chat/completions": {"POST": gateway.chat},
             "/v1/search": {"GET": gateway.search},
             "/v1/documents": {"POST": gateway.add_document},
             "/healthz": {"GET": gateway.health},
-            "/metrics": {"GET": gateway.metrics},
+            "/metrics": {"GET": stand_in.unless("metrics_down", gateway.metrics)},
+            **stand_in.routes(),
         }
     )
 

@@ -11,11 +11,14 @@ does), so a running sequence is never preempted.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from survive.clock import Clock
+
+from .gpu_state import GpuState
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,10 @@ class GpuLostError(Exception):
 
 class QueueFullError(Exception):
     """As many sequences wait as may."""
+
+
+class OutOfMemoryError(Exception):
+    """A sequence needs more KV space than something else has left to this (simulated) GPU."""
 
 
 class Generation:
@@ -105,21 +112,27 @@ class Generation:
 class Gpu:
     """The simulated GPU, its batch and its queue. ``run`` is its step loop, a background task."""
 
-    def __init__(self, clock: Clock, profile: Profile, *, bounded: bool = True) -> None:
+    def __init__(
+        self, clock: Clock, profile: Profile, chance: random.Random, *, bounded: bool = True
+    ) -> None:
         self.profile = profile
-        self.lost = False
-        self.slow_down = 1.0
+        self.state = GpuState()
         self.steps = 0
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
         self._clock = clock
+        self._chance = chance
         self._bounded = bounded
         self._work = asyncio.Event()
+        self._not_hung = asyncio.Event()
+        self._not_hung.set()
 
     def submit(self, sequence: Generation) -> None:
-        """Queue a sequence. Raises GpuLostError, QueueFullError."""
-        if self.lost:
+        """Queue a sequence. Raises GpuLostError, OutOfMemoryError, QueueFullError."""
+        if self.state.gone:
             raise GpuLostError
+        if sequence.reserved > self.room():
+            raise OutOfMemoryError
         most = self.profile.max_sequences + self.profile.max_waiting
         if self._bounded and len(self.running) + len(self.waiting) >= most:
             raise QueueFullError
@@ -133,10 +146,15 @@ class Gpu:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
 
-    def set_lost(self, lost: bool) -> None:
-        """Take the GPU away, and all that was on it, or give it back empty."""
-        self.lost = lost
-        if not lost:
+    def set_state(self, state: GpuState) -> None:
+        """Break or mend it. One that goes takes all that was on it, and comes back empty."""
+        self.state = state
+        if state.hung:
+            self._not_hung.clear()
+        else:
+            self._not_hung.set()
+        self._work.set()
+        if not state.gone:
             return
         victims = [*self.running, *self.waiting]
         self.running.clear()
@@ -144,6 +162,10 @@ class Gpu:
         for sequence in victims:
             sequence.lost = True
             sequence.wake()
+
+    def room(self) -> int:
+        """KV tokens that its sequences may reserve together."""
+        return int(self.profile.kv_tokens * (1 - self.state.taken))
 
     def kv_used(self) -> float:
         """Share of the KV cache that holds tokens now."""
@@ -165,7 +187,7 @@ class Gpu:
         reserved = sum(s.reserved for s in self.running)
         while self.waiting and len(self.running) < self.profile.max_sequences:
             reserved += self.waiting[0].reserved
-            if reserved > self.profile.kv_tokens:
+            if reserved > self.room():
                 return
             self.running.append(self.waiting.popleft())
 
@@ -175,7 +197,11 @@ class Gpu:
         took_ms = self.profile.prefill_ms(sum(tokens for _, tokens in prefill))
         if decoding:
             took_ms += self.profile.decode_ms(self.kv_used())
-        await self._clock.sleep_until(self._clock.now_us() + round(took_ms * 1000 * self.slow_down))
+        took_ms *= self.state.slow_down
+        if self.state.retries and self._chance.random() < self.state.retries:
+            took_ms *= 2
+        await self._clock.sleep_until(self._clock.now_us() + round(took_ms * 1000))
+        await self._not_hung.wait()
         self.steps += 1
         for sequence, tokens in prefill:
             sequence.prefill_left -= tokens

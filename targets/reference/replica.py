@@ -10,10 +10,10 @@ gateway may still retry until then.
 from __future__ import annotations
 
 import hmac
-import math
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
+from survive.clock import sleep_us
 from survive.contracts import AsgiApp, Json, ServiceContext
 
 from .asgi import (
@@ -24,12 +24,15 @@ from .asgi import (
     routed,
     until_client_leaves,
 )
-from .gpu import Generation, Gpu, GpuLostError, Profile, QueueFullError
+from .gpu import Generation, Gpu, GpuLostError, OutOfMemoryError, Profile, QueueFullError
 from .metrics import Histogram, Labels, family, histogram, page
+from .stand_in import StandIn
 
 MAX_TOKENS = 4096  # of one answer
 DEFAULT_TOKENS = 16  # OpenAI's default of the completions route
-MAX_SLOW_DOWN = 1000.0
+KV_BLOCK = 16  # tokens, vLLM's default; only its metrics speak of blocks
+EXIT_AFTER_US = {"red": 300_000, "exit": 20_000}  # until it is gone
+EXIT_CODE = {"red": 1, "exit": 0}
 TEXT = (
     "every replica answers while the network bends and a queue remembers what the load forgot so "
     "measure first then trust the number that a fault could not move"
@@ -58,14 +61,16 @@ def make_app(context: ServiceContext) -> AsgiApp:
 def make_replica(context: ServiceContext, profile: Profile) -> AsgiApp:
     """make_app with other constants."""
     unbounded = "unbounded_queue" in context.env.get("SURVIVE_WEAKNESSES", "").split(",")
-    gpu = Gpu(context.clock, profile, bounded=not unbounded)
+    gpu = Gpu(context.clock, profile, context.random, bounded=not unbounded)
     context.spawn(gpu.run())
     replica = Replica(context, gpu)
+    stand_in = StandIn(context, "metrics_down")
     return routed(
         {
             "/v1/chat/completions": {"POST": replica.chat},
             "/health": {"GET": replica.health},
-            "/metrics": {"GET": replica.metrics},
+            "/metrics": {"GET": stand_in.unless("metrics_down", replica.metrics)},
+            **stand_in.routes(),
             "/admin/gpu": {"GET": replica.show_gpu, "POST": replica.set_gpu},
         },
         context.env.get("SURVIVE_REPLICA", ""),
@@ -99,6 +104,7 @@ class Replica:
 
     def __init__(self, context: ServiceContext, gpu: Gpu) -> None:
         self._clock = context.clock
+        self._context = context
         self._gpu = gpu
         self._token = context.env.get("SURVIVE_GPU_TOKEN", "").encode()
         self._model = context.env.get("MODEL", "demo")
@@ -118,6 +124,8 @@ class Replica:
             self._gpu.submit(generation)
             async with until_client_leaves(exchange.receive):
                 await self._answer(exchange, call, generation)
+        except OutOfMemoryError:
+            raise RefusalError(500, "the simulated gpu is out of memory") from None
         except QueueFullError:
             raise RefusalError(503, "the queue is full", [("retry-after", "1")]) from None
         except GpuLostError:
@@ -166,8 +174,8 @@ class Replica:
     # ------------------------------------------------------------------------------ health
 
     async def health(self, exchange: Exchange) -> None:
-        """200 while the (simulated) GPU is there."""
-        if self._gpu.lost:
+        """200 while the (simulated) GPU is there, or is made to lie about it."""
+        if not self._gpu.state.looks_healthy:
             raise RefusalError(503, "the simulated gpu is lost")
         await exchange.json(200, {"status": "ok"})
 
@@ -186,6 +194,18 @@ class Replica:
                 one("gauge", "vllm:num_requests_running", "In the batch.", len(gpu.running)),
                 one("gauge", "vllm:num_requests_waiting", "In the queue.", len(gpu.waiting)),
                 one("gauge", "vllm:kv_cache_usage_perc", "KV in use, 0..1.", gpu.kv_used()),
+                family(
+                    "vllm:cache_config_info",
+                    "gauge",
+                    "What it was started with.",
+                    {
+                        (
+                            *labels,
+                            ("block_size", str(KV_BLOCK)),
+                            ("num_gpu_blocks", str(gpu.profile.kv_tokens // KV_BLOCK)),
+                        ): 1
+                    },
+                ),
                 one("counter", "vllm:prompt_tokens_total", "Words.", counters.prompt_tokens),
                 one(
                     "counter",
@@ -204,8 +224,8 @@ class Replica:
                 ),
                 histogram("vllm:inter_token_latency_seconds", "Gaps.", labels, counters.itl),
                 one("counter", "simulated_gpu_steps_total", "Steps of the batch.", gpu.steps),
-                one("gauge", "simulated_gpu_lost", "1 = lost by a fault.", gpu.lost),
-                one("gauge", "simulated_gpu_slow_down", "1 = none.", gpu.slow_down),
+                one("gauge", "simulated_gpu_lost", "1 = lost by a fault.", gpu.state.gone),
+                one("gauge", "simulated_gpu_slow_down", "1 = none.", gpu.state.slow_down),
             ),
         )
 
@@ -217,23 +237,19 @@ class Replica:
         await exchange.json(200, self._gpu_state())
 
     async def set_gpu(self, exchange: Exchange) -> None:
-        """Set ``lost`` (bool) and ``slow_down`` (a factor on step times); all or nothing."""
+        """Set fields of GpuState, all or nothing; ``{"reset": true}`` mends all."""
         self._authorise(exchange)
-        wanted = json_object(await exchange.body())
-        unknown = sorted(set(wanted) - {"lost", "slow_down"})
-        if unknown:
-            raise RefusalError(400, f"unknown: {', '.join(unknown)[:200]}")
-        lost = wanted.get("lost", self._gpu.lost)
-        slow_down = wanted.get("slow_down", self._gpu.slow_down)
-        if not isinstance(lost, bool):
-            raise RefusalError(400, "lost must be true or false")
-        if not _is_factor(slow_down):
-            raise RefusalError(400, f"slow_down must be a number over 0, at most {MAX_SLOW_DOWN}")
-        assert isinstance(slow_down, int | float)
-        self._gpu.slow_down = float(slow_down)
-        if lost != self._gpu.lost:
-            self._gpu.set_lost(lost)
+        state = self._gpu.state.changed(json_object(await exchange.body()))
+        dies = state.xid if state.xid != self._gpu.state.xid else ""
+        self._gpu.set_state(state)
         await exchange.json(200, self._gpu_state())
+        if dies in EXIT_CODE:
+            self._context.spawn(self._die(dies))
+
+    async def _die(self, how: str) -> None:
+        """The process ends as servers were seen to end on a lost GPU; see docs/faults/gpu.md."""
+        await sleep_us(self._clock, EXIT_AFTER_US[how])
+        self._context.exit(EXIT_CODE[how])
 
     def _authorise(self, exchange: Exchange) -> None:
         given = exchange.header(b"x-gpu-token")
@@ -244,17 +260,10 @@ class Replica:
         gpu = self._gpu
         return {
             "device": "simulated",
-            "lost": gpu.lost,
-            "slow_down": gpu.slow_down,
+            **asdict(gpu.state),
             "running": len(gpu.running),
             "waiting": len(gpu.waiting),
         }
-
-
-def _is_factor(value: Json) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value) and 0 < value <= MAX_SLOW_DOWN
 
 
 def parse_chat(body: dict[str, Json], default_model: str) -> ChatCall:

@@ -1,7 +1,10 @@
 """Retrieval: full-text search with bm25 over SQLite FTS5, in memory.
 
-Routes: GET /v1/search?q=, POST /v1/documents {id?, text}, GET /health. The corpus is made from the
-context's seeded chance, so a restarted replica has the same one (and lost what was posted since).
+Routes: GET /v1/search?q=, POST /v1/documents {id?, text}, GET /health, and POST /admin/faults with
+the switches of dependency.* faults: ``stale`` (searches answer from a copy made then),
+``frozen_feed`` (writes are accepted and wait; indexed once it is off), ``key_revoked`` (401 on
+every /v1 route). The corpus is made from the context's seeded chance, so a restarted replica has the same
+one (and lost what was posted since).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from urllib.parse import parse_qs
 from survive.contracts import AsgiApp, Json, ServiceContext
 
 from .asgi import Exchange, RefusalError, json_object, routed
+from .stand_in import StandIn
 
 DOCUMENTS = 300
 TOP = 5
@@ -57,12 +61,14 @@ THINGS = _words(
 
 def make_app(context: ServiceContext) -> AsgiApp:
     """See ServiceContext."""
-    retrieval = Retrieval(context.random)
+    stand_in = StandIn(context, "stale", "frozen_feed", "key_revoked")
+    retrieval = Retrieval(context.random, stand_in)
     return routed(
         {
             "/v1/search": {"GET": retrieval.search},
             "/v1/documents": {"POST": retrieval.add},
             "/health": {"GET": retrieval.health},
+            **stand_in.routes(),
         },
         context.env.get("SURVIVE_REPLICA", ""),
     )
@@ -71,7 +77,10 @@ def make_app(context: ServiceContext) -> AsgiApp:
 class Retrieval:
     """The handlers and their store."""
 
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(self, chance: random.Random, stand_in: StandIn) -> None:
+        self._stand_in = stand_in
+        self._unseen: dict[str, str] = {}  # by id: accepted, and not indexed yet
+        self._past: sqlite3.Connection | None = None  # what searches see while it is stale
         self._db = sqlite3.connect(":memory:")
         self._db.execute("CREATE VIRTUAL TABLE documents USING fts5(id UNINDEXED, text)")
         self._rows: dict[str, int] = {}
@@ -81,6 +90,7 @@ class Retrieval:
 
     async def search(self, exchange: Exchange) -> None:
         """The best documents for ``q``, best first; bm25 as SQLite gives it (lower is better)."""
+        self._admit()
         values = parse_qs(exchange.query.decode("latin-1"), keep_blank_values=True).get("q")
         if not values:
             raise RefusalError(400, "the query parameter q is missing")
@@ -91,6 +101,7 @@ class Retrieval:
 
     async def add(self, exchange: Exchange) -> None:
         """Store a document; one with the same id is replaced. It is found by the next search."""
+        self._admit()
         body = json_object(await exchange.body())
         text, name = body.get("text"), body.get("id")
         if not isinstance(text, str) or not text.strip():
@@ -101,10 +112,31 @@ class Retrieval:
         if not isinstance(name, str) or not 1 <= len(name) <= 200:
             raise RefusalError(400, "id must be a string of 1 to 200 characters")
         name = _clean(name)
-        if name not in self._rows and len(self._rows) >= MAX_DOCUMENTS:
+        known = name in self._rows or name in self._unseen
+        if not known and len(self._rows) + len(self._unseen) >= MAX_DOCUMENTS:
             raise RefusalError(507, "the store is full")
-        self._put(name, _clean(text))
+        self._unseen[name] = _clean(text)
+        self._index()
         await exchange.json(201, {"id": name})
+
+    def _admit(self) -> None:
+        """What every call to /v1 begins with."""
+        if self._stand_in.on("key_revoked"):
+            raise RefusalError(401, "the key of the caller is revoked")
+        if not self._stand_in.on("stale"):
+            self._past = None
+        elif self._past is None:
+            self._past = sqlite3.connect(":memory:")
+            self._db.backup(self._past)
+        self._index()
+
+    def _index(self) -> None:
+        """Let searches find what was accepted, unless a fault holds it back."""
+        if self._stand_in.on("frozen_feed"):
+            return
+        for name, text in self._unseen.items():
+            self._put(name, text)
+        self._unseen.clear()
 
     async def health(self, exchange: Exchange) -> None:
         """200 if the index answers."""
@@ -123,7 +155,7 @@ class Retrieval:
         match = match_expression(query)
         if not match:
             return []
-        rows = self._db.execute(
+        rows = (self._past or self._db).execute(
             "SELECT id, text, bm25(documents) FROM documents WHERE documents MATCH ? "
             "ORDER BY bm25(documents), rowid LIMIT ?",
             (match, TOP),

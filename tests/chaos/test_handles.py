@@ -154,8 +154,14 @@ def test_each_need_has_its_handle():
     spec = HandleSpec(
         "process", "web", 0, "127.0.0.1:1", via="127.0.0.1:2", proxy="127.0.0.1:3", proxy_name="p"
     )
-    kinds = [type(open_handle(spec, needs, None, None)).__name__ for needs in Needs]
-    assert kinds == ["ProcessReplica", "SimulatedGpu", "ProxyLink"]
+    kinds = {n.name: type(open_handle(spec, n, None, None)).__name__ for n in Needs}
+    assert kinds == {
+        "REPLICA": "ProcessReplica",
+        "STAND_IN": "StandIn",
+        "GPU": "SimulatedGpu",
+        "LINK": "ProxyLink",
+        "TARGET": "WholeTarget",
+    }
 
 
 @pytest.mark.parametrize(
@@ -170,7 +176,7 @@ def test_each_need_has_its_handle():
         (
             {"pid": 77, "token": "t0"},
             "gpu.lost",
-            "curl -sS -X POST -H 'x-gpu-token: t0' -d '{\"lost\": false, \"slow_down\": 1}' "
+            "curl -sS -X POST -H 'x-gpu-token: t0' -d '{\"reset\": true}' "
             "http://127.0.0.1:1/admin/gpu",
         ),
         ({"driver": "virtual", "pid": 1}, "node.pause", ""),
