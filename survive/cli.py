@@ -164,6 +164,15 @@ def heal(check: bool, run_id: str | None, force: bool) -> ExitCode:
 
 
 @cli.command()
+@click.option("--clear", is_flag=True, help="Let runs begin again; stops nothing.")
+def halt(clear: bool) -> ExitCode:
+    """Stop every run of this user, heal, and refuse new ones until --clear."""
+    from survive.host.command import halt_host
+
+    return halt_host(clear=clear)
+
+
+@cli.command()
 @click.argument("kind", required=False)
 @click.option(
     "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True

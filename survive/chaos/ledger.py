@@ -33,6 +33,7 @@ from survive.contracts import Injection
 from survive.errors import HarnessError, RefusedError
 
 LEDGER = "ledger.ndjson"
+KEPT = 50  # ledgers; older ones of runs that ended clean have nothing more to tell
 
 
 class LedgerError(HarnessError):
@@ -43,6 +44,11 @@ def state_dir() -> Path:
     """``$XDG_STATE_HOME/survive``, by default ``~/.local/state/survive``; may not exist yet."""
     home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(home) / "survive"
+
+
+def halt_file() -> Path:
+    """While it exists no run begins; ``survive halt`` writes it, ``--clear`` removes it."""
+    return state_dir() / "HALT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +143,8 @@ class Ledger:
     ) -> Ledger:
         """A new ledger with its ``run`` entry, under the lock of the target.
 
-        Raises RefusedError if another run holds the target or the id is no plain name, LedgerError
-        if it cannot be written.
+        Raises RefusedError if another run holds the target, the id is no plain name or the host is
+        halted; LedgerError if it cannot be written.
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_id):
             raise RefusedError(f"{run_id!r} cannot name a run", hint="letters, digits, . _ -")
@@ -156,6 +162,11 @@ class Ledger:
         except LedgerError:
             os.close(lock)
             raise
+        if halt_file().exists():  # looked for after the announcement: see survive.chaos.halt
+            ledger.ended(clean=True)
+            ledger.close()
+            raise RefusedError("this host is halted", hint="survive halt --clear lets runs begin")
+        prune()
         return ledger
 
     def _announce(self, run_id: str, target: str, owner: Owner, start: Path | None) -> None:
@@ -332,6 +343,25 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def prune(keep: int = KEPT) -> None:
+    """Forget the oldest ledgers of runs that ended clean; whatever else they hold stays."""
+    newest_first = sorted(folders(), key=_changed, reverse=True)
+    for folder in newest_first[keep:]:
+        try:
+            if Ledger.read(folder / LEDGER).ended is True:
+                (folder / LEDGER).unlink()
+                folder.rmdir()
+        except OSError:
+            continue  # another run forgets it at this moment, or it is not ours to remove
+
+
+def _changed(folder: Path) -> float:
+    try:
+        return (folder / LEDGER).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0  # another run forgets it at this moment
 
 
 def folders() -> list[Path]:

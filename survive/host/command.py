@@ -163,6 +163,19 @@ def heal_host(*, check: bool, run_id: str | None, force: bool) -> ExitCode:
     return ExitCode.SURVIVED if result.clean else ExitCode.HEAL_UNPROVEN
 
 
+def halt_host(*, clear: bool) -> ExitCode:
+    """Stop all runs, or lift the halt. 0 = none is left, 5 = something remains."""
+    from survive.chaos import halt
+
+    if clear:
+        click.echo("runs may begin again" if halt.clear() else "the host was not halted")
+        return ExitCode.SURVIVED
+    result = halt.halt()
+    for line in result.lines():
+        click.echo(line)
+    return ExitCode.SURVIVED if result.clean else ExitCode.HEAL_UNPROVEN
+
+
 def _secrets(
     target: TargetSpec, seed: int, env: Mapping[str, str], virtual: bool
 ) -> tuple[str, str]:
