@@ -7,7 +7,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from survive.catalog import Catalog
-from survive.contracts import Fault, Json
+from survive.contracts import Fault, Json, Needs
+
+_ACTS_ON = {Needs.LINK: "a link", Needs.TARGET: "the target as a whole"}
 
 
 def show_faults(kind: str | None, form: str) -> str:
@@ -55,7 +57,7 @@ def _settings(fault: Fault) -> list[tuple[str, str]]:
 def _page(fault: Fault) -> str:
     lines = [
         f"{fault.kind}: {'held (has for:)' if fault.held else 'one-shot'}, acts on "
-        f"{'a link' if fault.needs == 'link' else 'replicas of a service'}",
+        f"{_ACTS_ON.get(fault.needs, 'replicas of a service')}",
         f"  grade             {fault.grade}",
         f"  layer             {fault.layer}",
         f"  privileges        {fault.privileges or 'none'}",
