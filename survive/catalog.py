@@ -65,6 +65,16 @@ class Catalog:
                 return path
         return None
 
+    def compose_file(self, name: str) -> Path | None:
+        """``compose/<name>.yaml``; data, as target files are."""
+        paths = (root / "compose" / f"{name}.yaml" for root in search_path(self.start))
+        return next((path for path in paths if path.is_file()), None)
+
+    def compose_names(self) -> list[str]:
+        """Names of all compose files."""
+        found = {p.stem for r in search_path(self.start) for p in (r / "compose").glob("*.yaml")}
+        return sorted(found)
+
     def target_names(self) -> list[str]:
         """Names of all target files."""
         found = {p.stem for r in search_path(self.start) for p in (r / "targets").glob("*.yaml")}

@@ -125,6 +125,7 @@ def target_to_json(spec: TargetSpec) -> dict[str, Json]:
         "allow_max_duration_us": spec.allow_max_duration_us,
         "weaknesses": list(spec.weaknesses),
         "folder": str(spec.folder),
+        "compose": spec.compose,
         "isolation": spec.isolation,
     }
 

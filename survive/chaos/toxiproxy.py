@@ -350,14 +350,19 @@ class ProxyServer:
             raise HarnessError("the fault proxy did not start", hint="\n".join(last))
         return cls(process, api.strip())
 
-    async def create(self, name: str, upstream: str) -> str:
-        """A listener that leads to ``upstream``; its ``host:port``. Raises HarnessError."""
+    async def create(self, name: str, upstream: str, *, host: str = "127.0.0.1") -> str:
+        """A listener that leads to ``upstream``; its ``host:port``. Raises HarnessError.
+
+        ``host``: an address of this host; another than loopback only on networks that we made.
+        """
         try:
             state = await self._api.ensure(
                 f"create proxy {name}",
                 name,
                 lambda state: state.get("upstream") == upstream and state.get("enabled") is True,
-                lambda: toxiproxy.Toxiproxy().create(upstream=upstream, name=name),
+                lambda: toxiproxy.Toxiproxy().create(
+                    upstream=upstream, name=name, listen=f"{host}:0"
+                ),
             )
         except FaultFailedError as error:
             raise HarnessError(str(error)) from error

@@ -196,7 +196,7 @@ class _Job:
         if model is None:
             return None
         check_target(model, source, self.catalog)
-        return make_target(model, source)
+        return make_target(model, source, self.catalog)
 
     def scenario(
         self, check: Check, parts: _Parts, spec: TargetSpec, source: TargetSource

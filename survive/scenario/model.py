@@ -186,7 +186,7 @@ class TargetSpec:
     """The stack under test."""
 
     name: str
-    driver: str  # process | external
+    driver: str  # process | compose | external
     entry: str  # service that load goes to
     services: Mapping[str, Service]
     links: Mapping[str, Link]  # by Link.name; `load -> <entry>` is implied
@@ -200,6 +200,7 @@ class TargetSpec:
     allow_max_duration_us: int = 300_000_000  # of one fault
     weaknesses: tuple[str, ...] = ()
     folder: Path = Path()  # where `app:` files are looked up
+    compose: str = ""  # path of the compose file, driver compose only
     isolation: str = ""  # "" | netns: each replica in a network namespace of its own
 
     @property

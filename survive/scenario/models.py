@@ -367,7 +367,7 @@ class RestartModel(Strict):
 
 
 class ServiceModel(Strict):
-    """One service. Exactly one of app, run, url."""
+    """One service. Exactly one of app, run, url; none with driver compose."""
 
     app: Text | None = Field(
         None, description='A service of ours: "file.py:make_app"; runs virtually too.'
@@ -420,7 +420,11 @@ class AllowModel(Strict):
 class TargetModel(Strict):
     """The stack under test."""
 
-    driver: Text = Field(description="Who starts it: process or external.")
+    driver: Text = Field(description="Who starts it: process, compose or external.")
+    compose: Name | None = Field(
+        None,
+        description="The docker compose file of driver compose: compose/NAME.yaml says what runs.",
+    )
     isolation: Literal["netns"] | None = Field(
         None,
         description="Each replica in a network namespace of its own (driver process; needs root).",

@@ -13,7 +13,7 @@ from survive.scenario.model import Health, Link, Service, TargetSpec
 from survive.scenario.models import ServiceModel, Strict, TargetModel
 from survive.scenario.tree import Path as Loc
 
-DRIVERS = ("process", "external", "virtual")
+DRIVERS = ("process", "compose", "external", "virtual")
 WEAKNESSES = ("no_health_checks", "no_timeout", "unbounded_queue")
 LOAD = "load"  # the source of the entry link; no service may be called so
 
@@ -57,6 +57,7 @@ def check_target(model: TargetModel, source: TargetSource, catalog: Catalog) -> 
         hint = PLUGINS_HINT if own else nearest(model.driver, known)
         source.wrong(("driver",), f"unknown driver {model.driver!r}", hint)
     _check_names(model, source)
+    _check_compose(model, source, catalog)
     for name, service in model.services.items():
         _check_service(name, service, model, source)
     _check_links(model, source)
@@ -89,6 +90,20 @@ def check_target(model: TargetModel, source: TargetSource, catalog: Catalog) -> 
             source.wrong(("vars", name), "a variable is text, a number or true or false")
 
 
+def _check_compose(model: TargetModel, source: TargetSource, catalog: Catalog) -> None:
+    if model.driver == "compose" and model.compose is None and source.sound("compose"):
+        source.wrong(
+            ("driver",),
+            "driver compose needs a compose file",
+            "like `compose: reference` for compose/reference.yaml",
+        )
+    elif model.driver != "compose" and model.compose is not None:
+        source.wrong(("compose",), f"driver {model.driver} reads no compose file", key=True)
+    elif model.compose and not source.stored and catalog.compose_file(model.compose) is None:
+        hint = nearest(model.compose, catalog.compose_names())
+        source.wrong(("compose",), f"there is no compose/{model.compose}.yaml", hint)
+
+
 def _check_names(model: TargetModel, source: TargetSource) -> None:
     services = source.names("services")
     if model.entry not in services:
@@ -112,7 +127,12 @@ def _check_service(
 ) -> None:
     path = ("services", name)
     ways = [way for way in ("app", "run", "url") if getattr(service, way) is not None]
-    if all(source.sound(*path, way) for way in ("app", "run", "url")) and len(ways) != 1:
+    sound = all(source.sound(*path, way) for way in ("app", "run", "url"))
+    if model.driver == "compose":
+        for way in ways:
+            hint = "remove the key"
+            source.wrong((*path, way), "the compose file says what runs", hint, key=True)
+    elif sound and len(ways) != 1:
         given = " and ".join(ways)
         source.wrong(
             path,
@@ -251,7 +271,7 @@ def _first_env(text: str) -> str:
     return found[0][:40] if found else "${"
 
 
-def make_target(model: TargetModel, source: TargetSource) -> TargetSpec:
+def make_target(model: TargetModel, source: TargetSource, catalog: Catalog) -> TargetSpec:
     """The spec of a target without problems."""
     services = {name: _service(name, service) for name, service in model.services.items()}
     links = {name: _link(name, link.env) for name, link in model.links.items()}
@@ -271,6 +291,7 @@ def make_target(model: TargetModel, source: TargetSource) -> TargetSpec:
         allow_max_duration_us=model.allow.max_duration,
         weaknesses=tuple(model.weaknesses),
         folder=source.folder,
+        compose=str(catalog.compose_file(model.compose) or "") if model.compose else "",
         isolation=model.isolation or "",
     )
 
