@@ -3,8 +3,8 @@
 Routes: GET /v1/search?q=, POST /v1/documents {id?, text}, GET /health, and POST /admin/faults with
 the switches of dependency.* faults: ``stale`` (searches answer from a copy made then),
 ``frozen_feed`` (writes are accepted and wait; indexed once it is off), ``key_revoked`` (401 on
-every /v1 route). The corpus is made from the context's seeded chance, so a restarted replica has the same
-one (and lost what was posted since).
+every /v1 route). The corpus is made from the context's seeded chance, so a restarted replica has
+the same one (and lost what was posted since).
 """
 
 from __future__ import annotations

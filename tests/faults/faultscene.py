@@ -67,6 +67,8 @@ def spec(replicas: int = 2, restart_us: int | None = 300_000) -> TargetSpec:
         app="replica.py:make_app",
         replicas=replicas,
         gpu="simulated",
+        simulates=("metrics",),
+        metrics="/metrics",
         health=Health("/health", 10 * SECOND),
         restart_after_us=restart_us,
     )
@@ -85,7 +87,15 @@ def plan(kind: str, for_s: float | None = 2, count: int = 1, **settings) -> Faul
     return FaultPlan("one", kind, 0, for_us, "inference", count=count, settings=settings)
 
 
-def play(host: str, folder: Path, body, *, sabotage=(), target: TargetSpec | None = None):
+def play(
+    host: str,
+    folder: Path,
+    body,
+    *,
+    sabotage=(),
+    target: TargetSpec | None = None,
+    links=frozenset(),
+):
     """Run ``body(scene)`` on a started target; its result and what ``stop`` found unproven."""
 
     async def main():
@@ -101,7 +111,7 @@ def play(host: str, folder: Path, body, *, sabotage=(), target: TargetSpec | Non
                 run_id,
                 1,
                 target or spec(),
-                frozenset(),
+                links,
                 "",
                 "token",
                 folder,
@@ -121,6 +131,7 @@ def play(host: str, folder: Path, body, *, sabotage=(), target: TargetSpec | Non
             clock,
             lambda name, fields: events.append((name, dict(fields))),
             seed=1,
+            privileged=True,
         )
         scene = Scene(agent, driver, clock, transport, events)
         try:
