@@ -91,6 +91,9 @@ class HandleSpec:
     token: str = ""  # for the admin routes of stand-ins; the ledger is 0600
     simulates: str = ""  # what it stands in for: "gpu store metrics", any of them
     metrics_path: str = ""  # of its Prometheus metrics
+    netns: str = ""  # who holds the network namespace that it lives in: "pid:start time"
+    peer_netns: str = ""  # links: the same of a caller; "" = the host's own
+    peers: str = ""  # links of isolated targets: the callers' addresses, comma-separated
 
     @property
     def replica_id(self) -> str:

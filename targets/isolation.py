@@ -27,7 +27,7 @@ READY_S = 5.0  # of a holder; 10 ms are usual
 _HUB = "hub"
 _MOST = 250
 _SUBNETS = [
-    ipaddress.ip_network(f"10.{second}.{third}.0/24")
+    ipaddress.IPv4Network(f"10.{second}.{third}.0/24")
     for second in range(200, 250)
     for third in range(256)
 ]
@@ -107,7 +107,7 @@ class Network:
         await _batch(
             [],
             [
-                f"link add {self._link} type veth peer name up netns {hub}",
+                f"link add {self._link} type veth peer name host0 netns {hub}",
                 f"address add {self.gateway}/{self._length} dev {self._link}",
                 f"link set {self._link} up",
             ],
@@ -124,9 +124,7 @@ class Network:
         shell = ["sh", "-c", _HOLD, "hold", str(resolver)]
         process = self._spawn(["unshare", "--net", "--mount", "--", *shell])
         self._held[name] = process
-        self._context.started(
-            f"network of {name}", process.pid, processes.start_time(process.pid)
-        )
+        self._context.started(f"network of {name}", process.pid, processes.start_time(process.pid))
 
     def _spawn(self, argv: list[str]) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
@@ -151,15 +149,15 @@ class Network:
     def _wires(self) -> list[str]:
         """A bridge, and a pair to each replica."""
         lines = [
-            "link add br type bridge",
-            f"address add {self.server}/{self._length} dev br",
-            "link set br up",
-            "link set up master br up",
+            "link add name hub0 type bridge",
+            f"address add {self.server}/{self._length} dev hub0",
+            "link set hub0 up",
+            "link set host0 master hub0 up",
         ]
         for number, name in enumerate(self._names):
             pid = self._held[name].pid
             lines.append(f"link add p{number} type veth peer name eth0 netns {pid}")
-            lines.append(f"link set p{number} master br up")
+            lines.append(f"link set p{number} master hub0 up")
         return lines
 
     def _serve_names(self) -> subprocess.Popen[bytes]:

@@ -27,7 +27,7 @@ from survive.errors import HarnessError, RefusedError
 from survive.host.driver import DriverContext, TargetUnhealthyError
 from survive.scenario.model import Service
 
-from . import wiring
+from . import isolation, wiring
 
 _NAME = "process"
 _HOST = "127.0.0.1"
@@ -107,6 +107,7 @@ class _Replica:
     number: int
     port: int
     log: Path
+    host: str = _HOST
     env: dict[str, str] = field(default_factory=dict)
     process: _Process | None = None
     past_cpu_s: float = 0.0
@@ -118,7 +119,7 @@ class _Replica:
 
     @property
     def address(self) -> str:
-        return f"{_HOST}:{self.port}"
+        return f"{self.host}:{self.port}"
 
 
 class Driver:
@@ -130,6 +131,7 @@ class Driver:
         self._listeners: dict[str, list[HandleSpec]] = {}
         self._supervisors: list[asyncio.Task[None]] = []
         self._proxy: ProxyServer | None = None
+        self._network: isolation.Network | None = None
         self._stopping = False
         self._stop_lock = asyncio.Lock()
 
@@ -152,6 +154,9 @@ class Driver:
             proxy, self._proxy = self._proxy, None
             await asyncio.gather(self._end_processes(), *([proxy.stop()] if proxy else []))
             self._end_strays()
+            network, self._network = self._network, None
+            if network is not None:
+                await network.stop()
 
     def entry(self) -> str:
         """Where load goes to."""
@@ -200,7 +205,9 @@ class Driver:
                 _Replica(service, number, next(ports), logs / f"{service.name}-{number}.log")
                 for number in range(service.replicas)
             ]
-        if context.links:
+        if spec.isolation:
+            await self._isolate()
+        elif context.links:
             self._proxy = await ProxyServer.start(
                 context.run_id, context.started, logs / "fault-proxy.log", seed=context.seed
             )
@@ -209,15 +216,39 @@ class Driver:
                 await self._wire(service)
             replicas = [r for service in group for r in self._replicas[service.name]]
             await wiring.all_of([self._bring_up(replica) for replica in replicas])
-        if spec.entry_link in context.links:
+        if spec.entry_link in context.links and self._network is None:
             await self._put_proxy(spec.entry_link, spec.entry)
         self._supervisors.append(asyncio.create_task(self._trim_logs()))
+
+    async def _isolate(self) -> None:
+        """Each replica gets an address and a namespace of its own; no proxy stands between them."""
+        names = [replica.name for replica in self._all()]
+        network = self._network = await isolation.Network.start(self._context, names)
+        for replica in self._all():
+            replica.host = network.address(replica.name)
+        for link in sorted(self._context.links):
+            source = link.partition(" -> ")[0]
+            callers = [replica.name for replica in self._replicas.get(source, [])]
+            self._listeners[link] = [
+                HandleSpec(
+                    driver=_NAME,
+                    service=replica.service.name,
+                    replica=replica.number,
+                    address=replica.address,
+                    probe_path=replica.service.health.path,
+                    link=link,
+                    netns=network.holder(replica.name),
+                    peer_netns=network.holder(callers[0]) if callers else "",
+                    peers=",".join(map(network.address, callers)) or network.gateway,
+                )
+                for replica in self._replicas[wiring.destination(self._context.spec, link)]
+            ]
 
     async def _wire(self, service: Service) -> None:
         """Give a service the addresses of those that it calls."""
         addresses: dict[str, list[str]] = {}
         for link in wiring.links_from(self._context.spec, service.name):
-            if link.name in self._context.links:
+            if link.name in self._context.links and self._network is None:
                 await self._put_proxy(link.name, link.dest)
             addresses[link.env] = self._addresses(link.name, link.dest)
         for replica in self._replicas[service.name]:
@@ -242,7 +273,12 @@ class Driver:
             )
 
     def _addresses(self, link: str, dest: str) -> list[str]:
-        if link in self._listeners:
+        if self._network is not None and link != self._context.spec.entry_link:
+            return [
+                f"{replica.name}.{isolation.DOMAIN}:{replica.port}"
+                for replica in self._replicas[dest]
+            ]
+        if link in self._listeners and self._network is None:
             return [spec.via for spec in self._listeners[link]]
         return [replica.address for replica in self._replicas[dest]]
 
@@ -285,6 +321,8 @@ class Driver:
         if self._stopping:
             raise HarnessError(f"the target was stopped while {replica.name} started")
         argv, env = self._command(replica)
+        if self._network is not None:
+            argv = [*self._network.enter(replica.name), *argv]
         with replica.log.open("ab") as log:
             try:
                 popen = processes.spawn(
@@ -316,16 +354,18 @@ class Driver:
         env = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         env["PYTHONUNBUFFERED"] = "1"  # so that a killed program's last lines are in its log
         env |= {name: value.replace("{port}", port) for name, value in replica.env.items()}
-        env["PORT"] = port
+        env |= {"PORT": port, "HOST": replica.host}
         if service.run:
-            return [part.replace("{port}", port) for part in service.run], env
+            filled = (part.replace("{port}", port) for part in service.run)
+            return [part.replace("{host}", replica.host) for part in filled], env
         file, _, function = service.app.partition(":")
         path = (self._context.spec.folder / file).resolve()
         # The program that serves is this very survive, wherever it was imported from.
         home = str(Path(survive.__file__).resolve().parent.parent)
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [home, env.get("PYTHONPATH", "")]))
         module = "survive.host.serve"
-        return [sys.executable, "-m", module, f"{path}:{function}", "--port", port], env
+        return [sys.executable, "-m", module, f"{path}:{function}", "--port", port,
+                "--host", replica.host], env  # fmt: skip
 
     # ------------------------------------------------------------------------------ supervise
 
@@ -391,6 +431,7 @@ class Driver:
             probe_path=replica.service.health.path,
             pid=process.pid if process else 0,
             start_time=process.start_time if process else 0,
+            netns=self._network.holder(replica.name) if self._network else "",
             **wiring.stand_in_spec(replica.service, self._context.token),
         )
 

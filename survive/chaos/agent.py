@@ -19,6 +19,7 @@ from survive.chaos import processes
 from survive.chaos.executor import Executor
 from survive.chaos.handles import by_hand
 from survive.chaos.ledger import Ledger, LedgerError
+from survive.chaos.netns import Namespace
 from survive.chaos.permission import refusal
 from survive.chaos.ports import Emit
 from survive.clock import Clock, seeded, sleep_us
@@ -180,7 +181,9 @@ class Agent:
             self._driver.open(whole, Needs.TARGET)  # refuses where there is nothing real to reach
             return [whole]
         if fault.needs is Needs.LINK:
-            return self._driver.listeners(plan.link)
+            # In a namespace there are no proxies, and rules are for a target's own namespace only.
+            listeners = self._driver.listeners(plan.link)
+            return [spec for spec in listeners if bool(spec.netns) is bool(fault.privileges)]
         replicas = sorted(self._driver.replicas(plan.service), key=lambda spec: spec.replica)
         seeded(self._seed, plan.name).shuffle(replicas)
         return sorted(replicas[: plan.count], key=lambda spec: spec.replica)
@@ -370,6 +373,8 @@ class Agent:
             await self._executor.heal(hit.injection)  # of a target as a whole: once more
         elif rung is Rung.DISABLE:
             await disable(self._driver, hit.injection, needs)
+        elif in_namespace(hit.injection):
+            Namespace(spec.netns).end()
         elif needs is Needs.LINK:
             self._kill_proxies()
         elif needs is Needs.TARGET:
@@ -439,9 +444,17 @@ class Agent:
                 entry.update(by_hand="", why=entry["why"] + "; went with the target")
 
 
+def in_namespace(injection: Injection) -> bool:
+    """Its effect is of the namespace that the thing lives in, not of the thing's process."""
+    return bool(injection.handle.netns) and injection.kind.startswith("network.")
+
+
 async def disable(driver: Driver, injection: Injection, needs: Needs) -> None:
     """The ladder's second rung: undo by the kind of handle. Raises FaultFailedError."""
     spec = injection.handle
+    if in_namespace(injection):
+        await Namespace(spec.netns).clear()
+        return
     handle: Any = driver.open(spec, needs)
     if needs in {Needs.GPU, Needs.STAND_IN}:
         await handle.reset()

@@ -13,6 +13,7 @@ import signal
 from typing import Any
 
 from survive.chaos import processes
+from survive.chaos.netns import Namespace, NetnsLink
 from survive.clock import Clock
 from survive.contracts import FaultFailedError, Handle, HandleSpec, Injection, Json, Needs
 from survive.transport import CallFailedError, Request, Transport, read_all
@@ -47,6 +48,11 @@ class ProcessReplica:
     async def exists(self) -> bool:
         """Read from /proc: the very process is there and is no zombie."""
         return processes.exists(self.spec.pid, self.spec.start_time)
+
+    @property
+    def inside(self) -> Namespace:
+        """The network namespace that it lives in; of a target that is not isolated, the host's."""
+        return Namespace(self.spec.netns)
 
     async def os_state(self) -> str:
         """Its state letter in /proc/<pid>/stat (``T`` = stopped); "" if it is gone."""
@@ -118,6 +124,8 @@ def open_handle(spec: HandleSpec, needs: Needs, clock: Clock, transport: Transpo
         return StandIn(spec, clock, transport)
     if needs is Needs.TARGET:
         return WholeTarget(spec, clock, transport)
+    if needs is Needs.LINK and spec.netns:
+        return NetnsLink(spec, clock, transport)
     if needs is Needs.LINK:
         from survive.chaos.toxiproxy import ProxyLink  # its library is slow to import
 
@@ -179,6 +187,9 @@ def by_hand(injection: Injection) -> str:
         return ""
     if injection.kind == "chaostoolkit":
         return _activity_line(injection.settings.get("heal"))
+    if spec.netns and injection.kind.startswith("network."):
+        enter = f"nsenter --net=/proc/{spec.netns.partition(':')[0]}/ns/net"
+        return f"{enter} sh -c 'iptables -F; tc qdisc del dev eth0 root'"
     if spec.proxy:
         return f"curl -sS -X POST http://{spec.proxy}/reset"
     family = injection.kind.partition(".")[0]

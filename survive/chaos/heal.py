@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from survive.catalog import Catalog, nearest
-from survive.chaos import processes
+from survive.chaos import netns, processes
 from survive.chaos.cleaners import CLEAN_S, LOOK_S, cleaner
 from survive.chaos.executor import HEAL_S, OBSERVE_S, perform
 from survive.chaos.handles import by_hand, open_handle
@@ -155,6 +155,8 @@ def _look(run: str, story: Story) -> list[Finding]:
         Finding(run, _described(label, process), False, "left", by_hand=f"kill -9 {process.pid}")
         for label, process in leftovers(run, story)
     ]
+    if netns.link_exists(run):
+        found.append(_interface(run, gone=False, done="left"))
     return found + [
         Finding(
             run,
@@ -185,8 +187,17 @@ async def _mend(run: str, story: Story, heal_s: float) -> list[Finding]:
         )
         for label, process, gone in ended
     ]
+    if netns.link_exists(run):
+        gone = await netns.remove_link(run)
+        found.append(_interface(run, gone=gone, done="deleted" if gone else "cannot be deleted"))
     healed = (_heal(run, story, injection, heal_s) for injection in story.open_injections())
     return [*found, *resources, *(await asyncio.gather(*healed))]
+
+
+def _interface(run: str, *, gone: bool, done: str) -> Finding:
+    name = netns.link_name(run)
+    what = f"network interface {name}"
+    return Finding(run, what, gone, done, by_hand="" if gone else f"ip link delete {name}")
 
 
 def _last_word(path: Path, run: str, story: Story, found: list[Finding]) -> list[Finding]:
@@ -305,6 +316,8 @@ def _went(injection: Injection, story: Story) -> bool:
     spec = injection.handle
     if spec.driver == "virtual":
         return True
+    if spec.netns and injection.kind.startswith("network."):
+        return not netns.Namespace(spec.netns).alive()
     if spec.pid:
         return not processes.exists(spec.pid, spec.start_time)
     proxies = [process for label, process in story.processes if label == PROXY]
