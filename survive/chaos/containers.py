@@ -35,6 +35,7 @@ CPUS = "survive.cpus"  # label: the compose file's limit, "" = none
 MEMORY = "survive.memory"  # label: the same in bytes
 
 CALL_S = 1.5  # of one call by a fault: 20-150 ms are usual, and an inject has 2 s
+REMOVE_S = 5.0  # of one container or network, a busy daemon's time included
 READ_EVERY_S = 0.02
 STOP_GRACE_S = 1  # whole seconds are all that docker knows
 PERIOD_US = 100_000  # of the CPU limit: the kernel's own default
@@ -80,7 +81,8 @@ class Engine:
                 answer.set_result(result)  # type: ignore[arg-type]
 
         def work() -> None:
-            result, error = None, None
+            result: T | None = None
+            error: Exception | None = None
             try:
                 result = self._call(call, within_s)
             except NotFound as missing:
@@ -358,12 +360,12 @@ async def remove(
         *(_remove_container(engine, found["Id"]) for found in containers), return_exceptions=True
     )
     await asyncio.gather(
-        *(
-            engine.ask("remove network", lambda c, i=found["Id"]: c.remove_network(i), 5.0)
-            for found in networks
-        ),
-        return_exceptions=True,
+        *(_remove_network(engine, found["Id"]) for found in networks), return_exceptions=True
     )
+
+
+async def _remove_network(engine: Engine, key: str) -> None:
+    await engine.ask("remove network", lambda c: c.remove_network(key), REMOVE_S)
 
 
 async def _remove_container(engine: Engine, key: str) -> None:
@@ -371,7 +373,7 @@ async def _remove_container(engine: Engine, key: str) -> None:
     with contextlib.suppress(FaultFailedError):
         if _paused(await engine.state(key)):
             await engine.ask("unpause", lambda c: c.unpause(key))
-    await engine.ask("remove", lambda c: c.remove_container(key, force=True, v=True), 5.0)
+    await engine.ask("remove", lambda c: c.remove_container(key, force=True, v=True), REMOVE_S)
 
 
 async def _of_run(engine: Engine, run: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
