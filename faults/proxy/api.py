@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import TypeAlias, TypeVar, cast
 from urllib.parse import unquote
 
+from .effects import HTTP_TOXICS, made
 from .proxies import Json, Proxy, host_port, toxic_json
 from .streams import Applied
 from .toxics import TOXICS, changed
@@ -152,12 +153,17 @@ class Api:
             case "GET":
                 return 200, proxy.toxics_json()
             case "POST":
-                toxic = _new_toxic(request.fields(), proxy)
+                fields = request.fields()
+                if fields.text("type") in HTTP_TOXICS:
+                    return 200, _new_http_toxic(fields, proxy)
+                toxic = _new_toxic(fields, proxy)
                 proxy.add(toxic)
                 return 200, toxic_json(toxic)
         raise ApiError(405, "method not allowed")
 
     def _one_toxic(self, method: str, proxy: Proxy, name: str, request: Request) -> Answer:
+        if name in proxy.http.standing:
+            return _one_http_toxic(method, proxy, name, request)
         toxic = proxy.toxic(name)
         if toxic is None:
             raise ApiError(404, "toxic not found")
@@ -200,6 +206,8 @@ class Api:
             await _listening(proxy, True)
             for toxic in list(proxy.toxics):
                 proxy.remove(toxic)
+            for name in list(proxy.http.standing):
+                proxy.remove_http(name)
         return 204, None
 
     async def _populate(self, request: Request) -> Answer:
@@ -262,10 +270,42 @@ def _new_toxic(fields: Fields, proxy: Proxy) -> Applied:
     name = fields.text("name") or f"{type_}_{stream}"
     if type_ not in TOXICS:
         raise ApiError(400, "invalid toxic type")
-    if proxy.toxic(name) is not None:
-        raise ApiError(409, "toxic already exists")
+    _refuse_taken(name, proxy)
     settings = _checked(lambda: changed(TOXICS[type_](), fields.attributes()))
     return Applied(name, type_, stream.lower(), fields.number("toxicity", 1), settings)
+
+
+def _refuse_taken(name: str, proxy: Proxy) -> None:
+    if proxy.toxic(name) is not None or name in proxy.http.standing:
+        raise ApiError(409, "toxic already exists")
+
+
+def _new_http_toxic(fields: Fields, proxy: Proxy) -> Json:
+    """One of our own types: it acts on answers, so on the stream that carries them."""
+    type_ = fields.text("type")
+    if fields.text("stream", "downstream").lower() != "downstream":
+        raise ApiError(400, f"{type_} acts downstream only")
+    name = fields.text("name") or f"{type_}_downstream"
+    _refuse_taken(name, proxy)
+    toxic = _checked(lambda: made(type_, fields.attributes()))
+    proxy.put_http(name, type_, fields.number("toxicity", 1), toxic)
+    return proxy.http.standing[name].to_json()
+
+
+def _one_http_toxic(method: str, proxy: Proxy, name: str, request: Request) -> Answer:
+    standing = proxy.http.standing[name]
+    match method:
+        case "GET":
+            return 200, standing.to_json()
+        case "POST":
+            fields = request.fields()
+            toxic = _checked(lambda: made(standing.type, fields.attributes(), standing.toxic))
+            proxy.put_http(name, standing.type, fields.number("toxicity", standing.share), toxic)
+            return 200, standing.to_json()
+        case "DELETE":
+            proxy.remove_http(name)
+            return 204, None
+    raise ApiError(405, "method not allowed")
 
 
 async def serve(api: Api, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

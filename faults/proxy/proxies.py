@@ -14,6 +14,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TypeAlias
 
+from .effects import Faults, HttpToxic
 from .streams import Applied, Connection, Stage
 from .toxics import attributes
 
@@ -55,6 +56,7 @@ class Proxy:
         self.listen = listen or "127.0.0.1:0"
         self.upstream = upstream
         self.toxics: list[Applied] = []
+        self.http = Faults(seed)
         self._seed = seed
         self._accepted = 0
         self._connections: set[Connection] = set()
@@ -74,7 +76,7 @@ class Proxy:
     def toxics_json(self) -> list[Json]:
         """Upstream toxics first, as Toxiproxy lists them."""
         ordered = sorted(self.toxics, key=lambda toxic: toxic.stream, reverse=True)
-        return [toxic_json(toxic) for toxic in ordered]
+        return [*(toxic_json(toxic) for toxic in ordered), *self.http.to_json()]
 
     def toxic(self, name: str) -> Applied | None:
         """The toxic of that name."""
@@ -128,11 +130,24 @@ class Proxy:
         for connection in list(self._connections):
             connection.stream(toxic).remove(toxic)
 
+    def put_http(self, name: str, type_: str, share: float, toxic: HttpToxic) -> None:
+        """Add or change an HTTP toxic: for requests that begin from now on, on any connection."""
+        self.http.put(name, type_, share, toxic)
+        for connection in self._connections:
+            connection.read_http(self.http, fresh=False)
+
+    def remove_http(self, name: str) -> None:
+        """It is gone; what it held leaves at once."""
+        standing = self.http.standing.pop(name)
+        for connection in list(self._connections):
+            if connection.http is not None:
+                connection.http.heal(standing)
+
     def _accept(self) -> asyncio.BaseProtocol:
         self._accepted += 1
         return Connection(
             self._accepted, host_port(self.upstream), self._stage, self.toxics,
-            self._connections, lambda: self.enabled).client  # fmt: skip
+            self._connections, lambda: self.enabled, self.http).client  # fmt: skip
 
     def _stage(self, toxic: Applied, connection: int, changed: Callable[[], None]) -> Stage:
         chance = Random(f"{self._seed}:{self.name}:{toxic.name}:{toxic.stream}:{connection}")

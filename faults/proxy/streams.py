@@ -15,6 +15,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Protocol, TypeAlias
 
+from .effects import Faults
+from .http1 import Layer, Way
 from .toxics import CLOSE, RESET, Cut, Flow, Pieces, Toxic
 
 CHUNK = 32 * 1024  # bytes read at once, as Toxiproxy's io.Copy does: what a toxic acts upon
@@ -110,10 +112,9 @@ class Stage:
             self._last = max(due, self._last, at)
             self._held.append((self._last, piece))
             self._cut = self._cut or (not piece and isinstance(piece, Cut))
-        self._release()
+        self._release(self._loop.time())
 
-    def _release(self) -> None:
-        now = self._loop.time()
+    def _release(self, now: float) -> None:
         while self._held and self._held[0][0] <= now:
             due, piece = self._held.popleft()
             # The next toxic counts from when the piece was due, so that lateness does not add up.
@@ -123,8 +124,10 @@ class Stage:
         self._mark()
 
     def _on_time(self) -> None:
-        self._timer = None
-        self._release()
+        assert self._timer is not None
+        # A loop may call a hair before the time: the resolution of its clock.
+        due, self._timer = self._timer.when(), None
+        self._release(max(due, self._loop.time()))
 
     def _mark(self) -> None:
         room = self.toxic.settings.room
@@ -164,12 +167,13 @@ class Sink(Protocol):
 class Stream:
     """One direction of a connection: source → toxics in order → sink."""
 
-    __slots__ = ("_sink", "_source", "ended", "enter", "sink_full", "stages")
+    __slots__ = ("_sink", "_source", "ended", "enter", "front", "sink_full", "stages")
 
     def __init__(self, source: Source, sink: Sink) -> None:
         self._source = source
         self._sink = sink
         self.stages: list[Stage] = []
+        self.front: Way | None = None  # HTTP toxics: before all others, who see but bytes
         self.sink_full = False
         self.ended = False
         self.enter: Out = self._leave
@@ -180,6 +184,9 @@ class Stream:
         for stage in reversed(self.stages):
             stage.out = out
             out = stage.take
+        if self.front is not None:
+            self.front.out = out
+            out = self.front.take
         self.enter = out
 
     def remove(self, toxic: Applied) -> None:
@@ -198,7 +205,8 @@ class Stream:
 
     def steer(self) -> None:
         """Read the source only while there is room, in the toxics and in the sink."""
-        self._source.read(not self.sink_full and not any(stage.full for stage in self.stages))
+        full = self.sink_full or any(stage.full for stage in self.stages)
+        self._source.read(not full and not (self.front is not None and self.front.full))
 
     def _leave(self, chunk: bytes, at: float) -> None:
         if chunk:
@@ -316,8 +324,8 @@ class End(asyncio.BufferedProtocol):
 class Connection:
     """A client, its upstream, and the two streams between them."""
 
-    __slots__ = ("_connections", "_dialling", "_is_open", "_stage", "_toxics", "_upstream",
-                 "client", "down", "number", "server", "up")  # fmt: skip
+    __slots__ = ("_connections", "_dialling", "_faults", "_is_open", "_stage", "_toxics",
+                 "_upstream", "client", "down", "http", "number", "server", "up")  # fmt: skip
 
     def __init__(
         self,
@@ -327,7 +335,9 @@ class Connection:
         toxics: list[Applied],
         connections: set[Connection],
         is_open: Callable[[], bool],
+        faults: Faults,
     ) -> None:
+        self._faults = faults
         self.number = number
         self._upstream = upstream
         self._stage = stage
@@ -341,6 +351,21 @@ class Connection:
         self.client.outgoing = self.server.incoming = self.up
         self.client.incoming = self.server.outgoing = self.down
         self.up.sink_full = True  # there is no upstream yet
+        self.http: Layer | None = None
+
+    def read_http(self, faults: Faults, *, fresh: bool) -> None:
+        """Find the requests and answers among the bytes, for HTTP toxics to act on."""
+        if self.http is None:
+            layer = Layer(faults, fresh=fresh, steer=self.down.steer, leave=self._leave_http)
+            self.http, self.up.front, self.down.front = layer, layer.up, layer.down
+            self.up.wire()
+            self.down.wire()
+
+    def _leave_http(self) -> None:
+        """Bytes are bytes again."""
+        self.http = self.up.front = self.down.front = None
+        self.up.wire()
+        self.down.wire()
 
     def add(self, toxic: Applied) -> None:
         """One toxic more, after the others."""
@@ -362,6 +387,8 @@ class Connection:
             self._connections.add(self)
             for toxic in self._toxics:
                 self.add(toxic)
+            if self._faults.standing:
+                self.read_http(self._faults, fresh=True)
             end.read(False)
             self._dialling = asyncio.get_running_loop().create_task(self._dial())
 
@@ -395,6 +422,8 @@ class Connection:
         self._connections.discard(self)
         for stage in (*self.up.stages, *self.down.stages):
             stage.stop()
+        if self.http is not None:
+            self.http.stop()
 
     async def _dial(self) -> None:
         loop = asyncio.get_running_loop()
