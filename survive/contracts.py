@@ -92,8 +92,9 @@ class HandleSpec:
     simulates: str = ""  # what it stands in for: "gpu store metrics", any of them
     metrics_path: str = ""  # of its Prometheus metrics
     netns: str = ""  # who holds the network namespace that it lives in: "pid:start time"
-    peer_netns: str = ""  # links: the same of a caller; "" = the host's own
+    peer_netns: str = ""  # links: of a caller, "" = the host's own; replicas: of the name server
     peers: str = ""  # links of isolated targets: the callers' addresses, comma-separated
+    resolver: str = ""  # replicas of isolated targets: the name server's address and their own name
 
     @property
     def replica_id(self) -> str:

@@ -15,10 +15,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from survive.chaos import netns, processes
-from survive.contracts import FaultFailedError
+from survive.contracts import FaultFailedError, HandleSpec
 from survive.errors import RefusedError
 from survive.host.driver import DriverContext
 
@@ -88,6 +89,15 @@ class Network:
         """Who holds a replica's namespace: ``pid:start time``."""
         pid = self._held[name].pid
         return f"{pid}:{processes.start_time(pid)}"
+
+    def told(self, spec: HandleSpec) -> HandleSpec:
+        """A replica's spec, with where it lives and whom it asks for names."""
+        return replace(
+            spec,
+            netns=self.holder(spec.replica_id),
+            peer_netns=self.holder(_HUB),
+            resolver=f"{self.server} {spec.replica_id}.{DOMAIN}",
+        )
 
     def enter(self, name: str) -> list[str]:
         """What a replica's command line begins with; the program keeps its pid."""

@@ -423,7 +423,7 @@ class Driver:
 
     def _spec(self, replica: _Replica) -> HandleSpec:
         process = replica.process
-        return HandleSpec(
+        spec = HandleSpec(
             driver=_NAME,
             service=replica.service.name,
             replica=replica.number,
@@ -431,9 +431,9 @@ class Driver:
             probe_path=replica.service.health.path,
             pid=process.pid if process else 0,
             start_time=process.start_time if process else 0,
-            netns=self._network.holder(replica.name) if self._network else "",
             **wiring.stand_in_spec(replica.service, self._context.token),
         )
+        return self._network.told(spec) if self._network else spec
 
 
 def _refuse_external(service: Service) -> None:

@@ -54,6 +54,11 @@ class ProcessReplica:
         """The network namespace that it lives in; of a target that is not isolated, the host's."""
         return Namespace(self.spec.netns)
 
+    @property
+    def peer(self) -> Namespace:
+        """The name server's."""
+        return Namespace(self.spec.peer_netns)
+
     async def os_state(self) -> str:
         """Its state letter in /proc/<pid>/stat (``T`` = stopped); "" if it is gone."""
         return processes.state(self.spec.pid, self.spec.start_time)

@@ -183,7 +183,7 @@ def _check_app(app: str, path: Loc, source: TargetSource) -> None:
     found = _APP.fullmatch(app)
     if found is None:
         source.wrong(path, f"{app!r} is not a file and a function", "like gateway.py:make_app")
-    elif not source.stored and not (source.folder / found[1]).is_file():
+    elif not source.stored and not (source.folder / found[1]).resolve().is_file():
         source.wrong(path, f"there is no file {found[1]!r} in {source.folder}")
 
 
