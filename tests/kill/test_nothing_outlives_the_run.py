@@ -6,19 +6,13 @@ read from the run's own event log.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-
-from survive.chaos import processes
-
-ROOT = Path(__file__).resolve().parents[2]
+from killtools import Started, heal
 
 FAULTS = {
     "network.latency": "link: gateway -> inference, with: {latency: 200ms}, for: 3s",
@@ -46,75 +40,16 @@ objectives:
 """
 
 
-class Started:
-    """A ``survive run`` of our own, in a session of its own."""
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.folder = folder
-        file = folder / "kill.survive.yaml"
-        file.write_text(SCENARIO.format(kind=kind, rest=FAULTS[kind]), encoding="utf-8")
-        self.log = (folder / "stderr.txt").open("wb")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "survive", "run", str(file), "--out", str(folder / "runs")],
-            cwd=ROOT,
-            stdout=self.log,
-            stderr=self.log,
-            start_new_session=True,
-            env={**os.environ, "RUNNER_TRACKING_ID": "github_test"},
-        )
-        self.run_id = ""
-
-    def until(self, event: str, within_s: float = 25) -> None:
-        """Wait for an event in the run's log."""
-        deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
-            if event in self.events():
-                self.run_id = json.loads(self._only("manifest.json").read_text())["run"]
-                # Load, agent, one child an injection, gateway, retrieval, three replicas: all
-                # bear the mark, or the looks for what is left would see nothing.
-                assert len(processes.marked(self.run_id)) >= 7
-                return
-            if self.process.poll() is not None:
-                raise AssertionError(f"ended with {self.process.returncode}: {self.output()}")
-            time.sleep(0.02)
-        raise AssertionError(f"no {event} within {within_s} s: {self.output()}")
-
-    def events(self) -> list[str]:
-        try:
-            lines = self._only("events.ndjson").read_text().splitlines()
-        except (FileNotFoundError, StopIteration):
-            return []
-        return [json.loads(line)["event"] for line in lines if line.endswith("}")]
-
-    def _only(self, name: str) -> Path:
-        return next(iter((self.folder / "runs" / "kill").glob(f"*/{name}")))
-
-    def agent(self) -> int:
-        """The pid of the chaos agent: the child of survive."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        pids = [int(pid) for pid in children.split()]
-        found = [p for p in pids if b"agent_process" in Path(f"/proc/{p}/cmdline").read_bytes()]
-        assert len(found) == 1, f"agents: {found} of {pids}"
-        return found[0]
-
-    def output(self) -> str:
-        return (self.folder / "stderr.txt").read_text(errors="replace")[-3000:]
-
-    def close(self) -> None:
-        for pid, started in processes.marked(self.run_id) if self.run_id else []:
-            processes.send(pid, started, signal.SIGKILL)
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(5)
-        self.log.close()
-
-
 @pytest.fixture
 def start(tmp_path):
     runs = []
 
     def begin(kind):
-        runs.append(Started(tmp_path, kind))
+        file = tmp_path / "kill.survive.yaml"
+        file.write_text(SCENARIO.format(kind=kind, rest=FAULTS[kind]), encoding="utf-8")
+        # Load, one child an injection, gateway, retrieval, three replicas (one may just have been
+        # killed): all bear the mark.
+        runs.append(Started(file, least=6))
         return runs[-1]
 
     yield begin
@@ -123,32 +58,8 @@ def start(tmp_path):
 
 
 def assert_clean(run, within_s):
-    """Nothing that bears the run's mark is left, within the time."""
-    deadline = time.monotonic() + within_s
-    left = processes.marked(run.run_id)
-    while left and time.monotonic() < deadline:
-        time.sleep(0.02)
-        left = processes.marked(run.run_id)
-    names = [
-        (
-            pid,
-            processes.state(pid, began),
-            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[-80:],
-        )
-        for pid, began in left
-    ]
-    assert names == [], f"left after {within_s} s: {names}\n{run.output()}"
-
-
-def heal(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "survive", "heal", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    """Nothing of the run is alive, within the time."""
+    assert run.left(within_s) == [], run.output()
 
 
 def assert_host_is_clean():

@@ -269,8 +269,9 @@ ENDINGS: dict[str, Ending] = {
     "kill-agent": Ending(frozenset({3, 5}), _kill_agent),
     "kill-group": Ending(frozenset({-9}), _kill_group),
     "hung-heal": Ending(frozenset({5})),
-    # A fault whose target or proxy died under it cannot always be proven healed: never green.
-    "target-gone": Ending(frozenset({1, 3, 5}), lambda run: _kill_from_ledger(run, proxy=False)),
+    # A fault whose target or proxy died under it cannot always be proven healed. 0 only if it was
+    # done again to the restarted target, see _problem.
+    "target-gone": Ending(frozenset({0, 1, 3, 5}), lambda run: _kill_from_ledger(run, proxy=False)),
     "backend-gone": Ending(frozenset({1, 3, 5}), lambda run: _kill_from_ledger(run, proxy=True)),
     "disk-full": Ending(frozenset({3}), _fill_disk, at="phase_started"),
 }
@@ -313,7 +314,7 @@ def play(kind: str, ending: str, folder: Path) -> Cell:
 
 
 def _not_clean(run: Started) -> list[str]:
-    """What ``survive heal --check`` would find, beyond processes; asked after the second is over."""
+    """What ``survive heal --check`` would find, beyond processes."""
     import asyncio
 
     before = os.environ.get("XDG_STATE_HOME")
@@ -351,7 +352,7 @@ def _cell(
         proof_during=_said(during[:1]),
         proof_after=_said(looks["after"][-1:]),
         heal_ms=_heal_ms(told),
-        problem=_problem(ending, code, left, run),
+        problem=_problem(kind, ending, code, left, run),
     )
 
 
@@ -370,7 +371,8 @@ def _heal_ms(told: list[dict[str, object]]) -> float | None:
     return round((proven[-1] - began[0]) / 1000, 1) if began and proven else None
 
 
-def _problem(ending: str, code: int, left: list[str], run: Started) -> str:
+def _problem(kind: str, ending: str, code: int, left: list[str], run: Started) -> str:
+    held = Catalog(plugins=False).fault(kind).held
     if left:
         return f"left: {'; '.join(left)}"
     if code not in ENDINGS[ending].exits:
@@ -378,4 +380,6 @@ def _problem(ending: str, code: int, left: list[str], run: Started) -> str:
         return f"exit {code}, not {wanted}: {run.output()[-600:]}"
     if ending == "disk-full" and "fault_injected" in run.events():
         return "it was injected without a word in the ledger"
+    if ending == "target-gone" and code == 0 and held and "fault_reinjected" not in run.events():
+        return "exit 0 although the fault went with the target and was not done again"
     return ""

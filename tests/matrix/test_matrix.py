@@ -1,0 +1,58 @@
+"""What CI runs of the matrix: each ending with a fault of each family, each fault with kill -9.
+
+``make matrix`` runs the whole of it.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from matrixtools import ENDINGS, Cell, applies, families, kinds, play
+
+FAMILIES = families()
+EACH_ENDING = [
+    (kind, ending) for kind in FAMILIES.values() for ending in ENDINGS if applies(kind, ending)
+]
+KILL_9 = [(kind, "kill-run") for kind in kinds() if kind not in FAMILIES.values()]
+
+
+@pytest.mark.parametrize(("kind", "ending"), EACH_ENDING)
+def test_each_ending_with_a_fault_of_each_family(kind, ending, tmp_path):
+    assert play(kind, ending, tmp_path).problem == ""
+
+
+@pytest.mark.parametrize(("kind", "ending"), KILL_9)
+def test_kill_9_with_each_fault(kind, ending, tmp_path):
+    assert play(kind, ending, tmp_path).problem == ""
+
+
+def test_the_matrix_is_of_every_family():
+    assert {"network", "node", "gpu"} <= set(FAMILIES)
+    assert all(kind.startswith(f"{family}.") for family, kind in FAMILIES.items())
+
+
+def test_an_inject_begins_within_50_ms_of_its_plan_and_both_are_recorded(tmp_path):
+    cell = play("node.pause", "normal", tmp_path)
+    assert cell.problem == ""
+    assert cell.planned_s == 1.0
+    assert cell.injected_s is not None
+    assert 0 <= cell.injected_s - cell.planned_s < 0.050
+    assert json.loads(cell.line())["injected_s"] == cell.injected_s
+
+
+def test_a_run_that_leaves_something_has_a_problem(tmp_path, monkeypatch):
+    """The matrix itself can say no: with a fault's process spared, it finds it."""
+    import matrixtools
+
+    monkeypatch.setattr(matrixtools.Started, "left", lambda self, within_s: ["4711 S stray"])
+    assert "4711 S stray" in play("node.pause", "kill-run", tmp_path).problem
+
+
+def test_a_wrong_exit_is_a_problem(tmp_path, monkeypatch):
+    import matrixtools
+
+    wrong = {**ENDINGS, "sigint": matrixtools.Ending(frozenset({0}), ENDINGS["sigint"].act)}
+    monkeypatch.setattr(matrixtools, "ENDINGS", wrong)
+    cell: Cell = matrixtools.play("node.pause", "sigint", tmp_path)
+    assert cell.problem.startswith("exit 130, not 0")
