@@ -42,6 +42,7 @@ BASELINE_LOOKS = 3
 LOOK_EVERY_US = 250 * MS
 PROOF_EVERY_US = 100 * MS
 HEAL_WITHIN_US = 3 * SECOND  # DESIGN §7, exit 5
+HEAL_CONTAINER_WITHIN_US = 10 * SECOND  # the same; docker's own calls may queue
 START_WITHIN_US = 10 * SECOND  # of a service that a heal has to start, unless it says itself
 STOPPING_START_US = 4 * SECOND  # the same while the run is stopped: 5 s from SIGINT to the end
 STOPPING_RUNG_US = 300 * MS  # a later rung while the run is stopped
@@ -341,7 +342,8 @@ class Agent:
         if self._stopping is not None and rung is not Rung.UNDO:
             return STOPPING_RUNG_US
         if not life.fault.keeps_down or rung is not Rung.UNDO:
-            return HEAL_WITHIN_US
+            patient = hit.injection.handle.container and self._stopping is None
+            return HEAL_CONTAINER_WITHIN_US if patient else HEAL_WITHIN_US
         if self._stopping is not None:
             return STOPPING_START_US
         service = hit.injection.handle.service
