@@ -64,6 +64,7 @@ class Engine:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._version = "auto"  # until the daemon has told: asking costs a call each time
 
     async def ask(
         self, what: str, call: Callable[[docker.APIClient], T], within_s: float = CALL_S
@@ -101,8 +102,9 @@ class Engine:
 
     def _call(self, call: Callable[[docker.APIClient], T], within_s: float) -> T:
         """A client per call: none is shared by threads, none hangs on another's connection."""
-        client = docker.APIClient(base_url=self.url, timeout=within_s, version="auto")
+        client = docker.APIClient(base_url=self.url, timeout=within_s, version=self._version)
         try:
+            self._version = client.api_version
             return call(client)
         finally:
             client.close()
