@@ -68,6 +68,13 @@ class Transport(Protocol):
     async def call(self, address: str, request: Request, *, timeout_s: float) -> Response:
         """The answer's head within ``timeout_s`` or CallFailedError. Never retries by itself."""
 
+    async def linger(self, address: str, request: Request, *, timeout_s: float) -> float:
+        """Seconds from the last byte of an answer to the end of its connection, a fresh one.
+
+        The server is asked to end it (``connection: close``). CallFailedError if not one byte
+        came, or no end within ``timeout_s``.
+        """
+
 
 async def read_all(response: Response) -> bytes:
     """The whole body; closes the response."""

@@ -5,7 +5,7 @@ step but for synchronous ``finally`` blocks, its connections are reset) and paus
 takes a step; ports accept, timers that expire meanwhile fire on resume): what SIGKILL and SIGSTOP
 do. Tasks that a node's tasks create belong to it too, whatever asyncio call made them.
 
-A *listener* is a fault proxy's listener in front of an address, with Toxiproxy's semantics. A call
+A *listener* is a fault proxy's listener in front of an address (``survive.host.listener``). A call
 is one connection: keep-alive is not modelled. Answers behave as uvicorn's do: an app that fails
 before its head answers 500, one that ends inside its body ends the connection.
 """
@@ -20,15 +20,18 @@ import types
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from survive.clock import Clock
-from survive.contracts import AsgiApp, Scope, Toxic
+from survive.contracts import AsgiApp, Scope
+from survive.host.listener import Listener, Pipe
 from survive.transport import Broken, CallFailedError, Request
 
 LEAVE_GRACE_S = 1.0  # how long an app may go on after its client left
 HIGH_WATER = 256 * 1024  # unread bytes of an answer at which its app has to wait
+GRACE_S = 1.0  # as survive.host.serve has it
+_LEAVE_EVERY_S = 0.01
 LOG_LINES = 20  # a node keeps this many last lines for error messages
 _FIRST_PORT = 20_001
 
@@ -66,6 +69,7 @@ class Node:
         self.born_us = born_us
         self.paused = False
         self.dead = False
+        self.leaving = False  # accepts nobody any more, ends what it has begun
         self.app: AsgiApp | None = None
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self.on_end: Callable[[str], None] | None = None
@@ -111,6 +115,19 @@ class Node:
             connection.leave()
         if self.on_end is not None:
             self.on_end(reason)
+
+    def stop(self, grace_s: float = GRACE_S) -> None:
+        """End it as SIGTERM does a served app: no new connections, a time to finish. Idempotent."""
+        if not self.leaving and not self.paused:
+            self.leaving = True
+            self._leave(asyncio.get_running_loop().time() + grace_s)
+
+    def _leave(self, until_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._serving or loop.time() >= until_s:
+            self.kill("terminated")
+        else:
+            loop.call_later(_LEAVE_EVERY_S, self._leave, until_s)
 
     async def join(self) -> None:
         """Wait until the tasks of a killed node are gone."""
@@ -231,165 +248,6 @@ def install_node_tasks() -> None:
         loop.set_task_factory(_node_tasks)
 
 
-# --------------------------------------------------------------------------------- fault proxies
-
-
-class Listener:
-    """One listener of a fault proxy: Toxiproxy's semantics, in memory.
-
-    ``latency``: each chunk leaves at its arrival + latency ± jitter, order kept, pipelined.
-    Removing the last toxic of a stream lets go what it held back, in order. Disabling resets every
-    connection and refuses new ones. A dead upstream is accepted, then closed.
-    """
-
-    KNOWN: ClassVar[frozenset[str]] = frozenset({"latency"})
-
-    def __init__(
-        self, network: MemoryNetwork, address: str, upstream: str, chance: random.Random
-    ) -> None:
-        self.address = address
-        self.upstream = upstream
-        self.enabled = True
-        self.toxics: dict[str, Toxic] = {}
-        self._network = network
-        self._chance = chance
-        self._connections: dict[_Connection, None] = {}
-
-    def add(self, toxic: Toxic) -> None:
-        """Create or replace a toxic; live connections feel it. Raises ValueError if unknown."""
-        if toxic.type not in self.KNOWN or toxic.stream not in {"upstream", "downstream"}:
-            raise ValueError(f"invalid toxic: {toxic.type} on {toxic.stream}")
-        for name in ("latency", "jitter"):
-            value = toxic.attributes.get(name, 0)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                raise ValueError(f"invalid {name}: {value!r}")
-        self.toxics[toxic.name] = toxic
-
-    def remove(self, name: str) -> None:
-        """Remove a toxic; absent is fine."""
-        gone = self.toxics.pop(name, None)
-        if gone is None:
-            return
-        freed = not any(toxic.stream == gone.stream for toxic in self.toxics.values())
-        for connection in list(self._connections):
-            connection.toxic_removed(gone, freed)
-
-    def enable(self, on: bool) -> None:
-        """Open or close the listener and its connections."""
-        self.enabled = on
-        if not on:
-            for connection in list(self._connections):
-                connection.proxy_reset()
-
-    def opened(self, connection: _Connection) -> None:
-        """A connection runs through this listener."""
-        self._connections[connection] = None
-
-    def closed(self, connection: _Connection) -> None:
-        """It does no longer."""
-        self._connections.pop(connection, None)
-
-    def delay_us(self, stream: str, hit: dict[str, bool]) -> int:
-        """How long a chunk is held back. ``hit``: what toxicity drew for this connection."""
-        total = 0
-        for toxic in self.toxics.values():
-            if toxic.stream != stream or not self._hits(toxic, hit):
-                continue
-            total += _ms(toxic, "latency")
-            jitter = _ms(toxic, "jitter")
-            if jitter:
-                total += self._chance.randrange(-jitter, jitter)
-        return max(0, total)
-
-    def _hits(self, toxic: Toxic, hit: dict[str, bool]) -> bool:
-        if toxic.toxicity >= 1.0:
-            return True
-        if toxic.name not in hit:
-            hit[toxic.name] = self._chance.random() < toxic.toxicity
-        return hit[toxic.name]
-
-
-def _ms(toxic: Toxic, name: str) -> int:
-    """An attribute in Toxiproxy's milliseconds, as microseconds."""
-    value = toxic.attributes.get(name, 0)
-    return round(value * 1000) if isinstance(value, int | float) else 0
-
-
-class _Pipe:
-    """One direction of a connection through a listener."""
-
-    __slots__ = (
-        "_clock",
-        "_deliver",
-        "_due_us",
-        "_hit",
-        "_listener",
-        "_queue",
-        "_stream",
-        "_timer",
-    )
-
-    def __init__(
-        self, listener: Listener, stream: str, clock: Clock, deliver: Callable[[Any], None]
-    ) -> None:
-        self._listener = listener
-        self._stream = stream
-        self._clock = clock
-        self._deliver = deliver
-        self._hit: dict[str, bool] = {}
-        self._queue: deque[tuple[int, Any]] = deque()
-        self._due_us = 0
-        self._timer: asyncio.TimerHandle | None = None
-
-    def push(self, item: Any, *, chunk: bool = True) -> None:
-        """Send on. An end of the stream (``chunk`` False) is not held back, but keeps its place."""
-        if not self._queue and not (chunk and self._listener.toxics):
-            self._deliver(item)
-            return
-        now = self._clock.now_us()
-        due = now + (self._listener.delay_us(self._stream, self._hit) if chunk else 0)
-        if self._queue:
-            due = max(due, self._due_us)
-        self._queue.append((due, item))
-        self._due_us = due
-        if len(self._queue) == 1:
-            self._release()
-
-    def flush(self) -> None:
-        """Everything leaves now."""
-        while self._queue:
-            self._deliver(self._queue.popleft()[1])
-        self._disarm()
-
-    def drop(self) -> None:
-        """Everything is lost."""
-        self._queue.clear()
-        self._disarm()
-
-    def forget(self, toxic: Toxic) -> None:
-        """A toxic of that name, added later, draws anew."""
-        self._hit.pop(toxic.name, None)
-
-    @property
-    def stream(self) -> str:
-        """``upstream`` or ``downstream``."""
-        return self._stream
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _release(self) -> None:
-        self._timer = None
-        now = self._clock.now_us()
-        while self._queue and self._queue[0][0] <= now:
-            self._deliver(self._queue.popleft()[1])
-        if self._queue:
-            wait_s = (self._queue[0][0] - now) / 1e6
-            self._timer = asyncio.get_running_loop().call_later(wait_s, self._release)
-
-
 # ----------------------------------------------------------------------------------- connections
 
 
@@ -414,11 +272,16 @@ class _Connection:
         self._gone = asyncio.Event()  # what the app sees as http.disconnect
         self._started = False
         self._complete = False
-        self._up: _Pipe | None = None
-        self._down: _Pipe | None = None
+        self._lingers: asyncio.Event | None = None  # set when the connection has ended
+        self._up: Pipe | None = None
+        self._down: Pipe | None = None
+        self.number = 0
+        if node is None:
+            self._gone.set()
         if listener is not None:
-            self._up = _Pipe(listener, "upstream", network.clock, self._arrive)
-            self._down = _Pipe(listener, "downstream", network.clock, self._deliver)
+            self.number = listener.number()
+            self._up = Pipe(self, _size, self._arrive)
+            self._down = Pipe(self, _size, self._deliver)
             listener.opened(self)
         if node is not None:
             node._serving[self] = None
@@ -446,6 +309,11 @@ class _Connection:
             return item
         self.leave()
         raise CallFailedError(item if isinstance(item, Broken) else Broken.CLOSED)
+
+    def watch_end(self) -> asyncio.Event:
+        """Set when the server has ended the connection after its answer; before ``ask`` only."""
+        self._lingers = asyncio.Event()
+        return self._lingers
 
     async def next(self) -> _Item:
         """The next thing that arrives; the last one again and again. CallFailedError once left."""
@@ -480,15 +348,23 @@ class _Connection:
         if self._complete or self._node is None:
             return
         if self._up is not None:
-            self._up.push(_END, chunk=False)
+            self._up.finish(_END)
         else:
             self._arrive(_END)
+
+    def abandon(self) -> None:
+        """Leave for good, watched or not."""
+        self._lingers = None
+        self.leave()
+        self._maybe_closed()
 
     def _expire(self) -> None:
         self._deliver(Broken.TIMEOUT)
 
     def _deliver(self, item: _Item) -> None:
         """Put into the client's inbox."""
+        if self._lingers is not None and self._final is not None:
+            self._lingers.set()
         if self._left or self._final is not None:
             return
         if self._timer is not None:  # it bounds the head only
@@ -508,25 +384,33 @@ class _Connection:
             self._timer = None
         if self._owner is not None:
             self._owner._calling.pop(self, None)
-        if self._listener is not None:
-            self._listener.closed(self)
+        self._maybe_closed()
 
     # -- between
 
-    def toxic_removed(self, toxic: Toxic, freed: bool) -> None:
-        """``freed``: no toxic is left on its stream, so what was held back leaves."""
-        for pipe in (self._up, self._down):
-            if pipe is not None and pipe.stream == toxic.stream:
-                pipe.forget(toxic)
-                if freed:
-                    pipe.flush()
+    def pipes(self) -> tuple[Pipe, Pipe]:
+        """See Way."""
+        assert self._up is not None and self._down is not None
+        return self._up, self._down
+
+    def _maybe_closed(self) -> None:
+        """Neither side is there any more: its listener may forget it."""
+        ended = self._left or self._final is not None
+        if self._listener is not None and ended and self._gone.is_set() and not self._lingers:
+            self._listener.closed(self)
+
+    def proxy_closed(self) -> None:
+        """See Way: a toxic ended the connection, on both sides."""
+        self._proxy_ended(Broken.CLOSED)
 
     def proxy_reset(self) -> None:
-        """The proxy cut the connection, on both sides."""
-        for pipe in (self._up, self._down):
-            if pipe is not None:
-                pipe.drop()
-        self._deliver(Broken.RESET)
+        """See Way: the proxy cut the connection, on both sides."""
+        self._proxy_ended(Broken.RESET)
+
+    def _proxy_ended(self, how: Broken) -> None:
+        for pipe in self.pipes():
+            pipe.drop()
+        self._deliver(how)
         self._client_gone()
 
     # -- the server's side
@@ -542,6 +426,7 @@ class _Connection:
         if self._gone.is_set():
             return
         self._gone.set()
+        self._maybe_closed()
         if self._room is not None:
             _wake(self._room)
         if self._node is not None:
@@ -563,8 +448,9 @@ class _Connection:
         self._gone.set()
         if self._node is not None:
             self._node._serving.pop(self, None)
+        self._maybe_closed()
         if self._down is not None:
-            self._down.push(Broken.CLOSED, chunk=False)
+            self._down.finish(Broken.CLOSED)
         else:
             self._deliver(Broken.RESET)
 
@@ -595,10 +481,16 @@ class _Connection:
         self._gone.set()
         if self._node is not None:
             self._node._serving.pop(self, None)
-        if self._down is not None:
-            self._down.push(last, chunk=False)
-        else:
+        if self._down is None:
             self._deliver(last)
+        elif isinstance(last, Broken):
+            self._down.finish(last)
+        else:
+            self._down.push(last)
+        if self._lingers is not None and isinstance(last, _End):  # the caller asked for the end
+            finish = self._deliver if self._down is None else self._down.finish
+            finish(last)
+        self._maybe_closed()
 
     def _push(self, item: _Head | bytes) -> None:
         if self._down is not None:
@@ -650,6 +542,18 @@ class _Connection:
                 await self._room
             finally:
                 self._room = None
+
+
+def _size(item: _Item | _Up) -> int:
+    """Bytes on a wire, about; the end of an answer has none of its own."""
+    if isinstance(item, bytes):
+        return len(item)
+    if isinstance(item, _Head):
+        return 15 + sum(len(name) + len(value) + 4 for name, value in item.headers.items()) + 4
+    if isinstance(item, Request):
+        headers = sum(len(name) + len(value) + 4 for name, value in item.headers)
+        return len(item.method) + len(item.path) + 13 + headers + 2 + len(item.body)
+    return 0
 
 
 def _wake(future: asyncio.Future[None]) -> None:
@@ -714,7 +618,7 @@ class MemoryNetwork:
 
     def proxy(self, upstream: str, chance: random.Random) -> Listener:
         """A fault proxy's listener in front of an address, at a new address."""
-        listener = Listener(self, self.address(), upstream, chance)
+        listener = Listener(self.address(), upstream, chance)
         self._listeners[listener.address] = listener
         return listener
 
@@ -730,8 +634,8 @@ class MemoryNetwork:
 
     def node_of(self, address: str, boot: int) -> Node | None:
         """Exactly that boot at an address, if it lives: the way of signals, not of proof."""
-        node = self._living(address)
-        return node if node is not None and node.boot == boot else None
+        node = self._nodes.get(address)
+        return node if node is not None and node.boot == boot and not node.dead else None
 
     def connect(self, address: str) -> int:
         """Connect and leave; the boot number of who accepts. Raises CallFailedError(REFUSED)."""
@@ -757,7 +661,7 @@ class MemoryNetwork:
 
     def _living(self, address: str) -> Node | None:
         node = self._nodes.get(address)
-        return None if node is None or node.dead else node
+        return None if node is None or node.dead or node.leaving else node
 
 
 class _Chunks(AsyncIterator[bytes]):
@@ -815,3 +719,21 @@ class MemoryTransport:
         """The answer's head within ``timeout_s`` of loop time or CallFailedError."""
         connection = self.network.open(address)
         return MemoryResponse(await connection.ask(request, timeout_s), connection)
+
+    async def linger(self, address: str, request: Request, *, timeout_s: float) -> float:
+        """See Transport.linger."""
+        connection = self.network.open(address)
+        ended = connection.watch_end()
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await connection.ask(request, timeout_s)
+                async for _ in _Chunks(connection):
+                    pass
+                answered = loop.time()
+                await ended.wait()
+                return loop.time() - answered
+        except TimeoutError as error:
+            raise CallFailedError(Broken.TIMEOUT, address) from error
+        finally:
+            connection.abandon()

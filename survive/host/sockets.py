@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import httptools
 
@@ -259,6 +260,43 @@ class _Connection(asyncio.Protocol):
         self._on_lost(self)
 
 
+class _Watch(asyncio.Protocol):
+    """Sends one request and times the end of its connection; what is answered does not matter."""
+
+    def __init__(self, wire: bytes, ended: asyncio.Future[float]) -> None:
+        self.ended = ended
+        self._wire = wire
+        self._last_s: float | None = None
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.write(self._wire)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self._last_s = self._loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        if self.ended.done():
+            return
+        if exc is not None or self._last_s is None:
+            how = Broken.RESET if exc is not None else Broken.CLOSED
+            self.ended.set_exception(CallFailedError(how, str(exc or "no answer")))
+        else:
+            self.ended.set_result(self._loop.time() - self._last_s)
+
+    def leave(self) -> None:
+        """Close at once."""
+        self.ended.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
+
 class SocketTransport:
     """See survive.transport.Transport. Belongs to the loop that first uses it.
 
@@ -281,6 +319,23 @@ class SocketTransport:
         except TimeoutError:
             detail = f"no answer from {address} within {timeout_s:g} s"
             raise CallFailedError(Broken.TIMEOUT, detail) from None
+
+    async def linger(self, address: str, request: Request, *, timeout_s: float) -> float:
+        """See Transport.linger."""
+        closing = replace(request, headers=(*request.headers, ("connection", "close")))
+        host, port = split_address(address)
+        loop = asyncio.get_running_loop()
+        watch = _Watch(encode(address, closing), loop.create_future())
+        try:
+            async with asyncio.timeout(timeout_s):
+                await loop.create_connection(lambda: watch, host, port)
+                return await watch.ended
+        except TimeoutError:
+            raise CallFailedError(Broken.TIMEOUT, f"{address} ended nothing") from None
+        except OSError as error:
+            raise CallFailedError(Broken.REFUSED, f"{address}: {error}") from error
+        finally:
+            watch.leave()
 
     async def close(self) -> None:
         """Close every connection. Idempotent; calls after it fail."""

@@ -493,7 +493,7 @@ def test_an_upstream_killed_behind_a_slow_proxy_delivers_what_it_sent() -> None:
 def test_unknown_toxics_are_refused() -> None:
     async def test(world: World) -> None:
         proxy = world.network.proxy(world.address, random.Random(1))
-        for toxic in (Toxic("t", "slicer"), latency(-1), latency(1, stream="sideways")):
+        for toxic in (Toxic("t", "melting"), latency(-1), latency(1, stream="sideways")):
             with pytest.raises(ValueError, match="invalid"):
                 proxy.add(toxic)
         assert proxy.toxics == {}
