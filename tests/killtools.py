@@ -91,6 +91,12 @@ class Started:
         assert len(found) == 1, f"agents: {found} of {pids}"
         return found[0]
 
+    def identify(self) -> bool:
+        """Learn the run's id, if it has one yet; ``until`` does it by itself."""
+        found = sorted(self.state.glob(f"*/{LEDGER}"))
+        self.run_id = found[0].parent.name if found else ""
+        return bool(found)
+
     def story(self) -> Story:
         return Ledger.read(self.state / self.run_id / LEDGER)
 
@@ -102,20 +108,35 @@ class Started:
     def left(self, within_s: float) -> list[str]:
         """What of the run is alive once the time is over; returns early when nothing is."""
         deadline = time.monotonic() + within_s
-        while (alive := self._alive()) and time.monotonic() < deadline:
+        while ((alive := self._alive()) or self._scratch()) and time.monotonic() < deadline:
             time.sleep(0.02)
-        return [_described(pid, began) for pid, began in alive]
+        return [_described(pid, began) for pid, began in alive] + self._scratch()
+
+    def _scratch(self) -> list[str]:
+        """Its private folder, which holds the target's key, once survive itself is gone."""
+        folder = self.story().scratch if self.run_id else ""
+        over = self.process.poll() is not None
+        return [folder] if over and folder and Path(folder).exists() else []
 
     def _alive(self) -> list[tuple[int, int]]:
-        story = self.story()
-        named = [process for _, process in story.processes]
-        named += [story.owner.agent] if story.owner is not None else []
-        found = {(process.pid, process.start_time) for process in named if process.alive()}
-        return sorted(found | set(processes.marked(self.run_id)))
+        """Everything but survive that inherited our state directory, whatever mark it bears."""
+        wanted = f"XDG_STATE_HOME={self.state.parent}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == self.process.pid:
+                continue
+            try:
+                environ = (entry / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue  # gone, a zombie, or another user's
+            pid = int(entry.name)
+            if wanted in environ and processes.exists(pid, began := processes.start_time(pid)):
+                found.append((pid, began))
+        return found
 
     def close(self) -> None:
         """End what a failed test left."""
-        for pid, started in self._alive() if self.run_id else []:
+        for pid, started in self._alive():
             processes.send(pid, started, signal.SIGKILL)
         if self.process.poll() is None:
             self.process.kill()

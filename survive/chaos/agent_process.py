@@ -164,7 +164,9 @@ class AgentServer:
         owner = Owner.here(Named(survive_pid, survive_start))
         catalog = Catalog(config.start, config.plugins)
         driver_class = catalog.driver(config.spec.driver)
-        ledger = self._ledger = Ledger.create(config.run_id, config.spec.name, owner, config.start)
+        ledger = self._ledger = Ledger.create(
+            config.run_id, config.spec.name, owner, config.start, config.scratch
+        )
         driver: Driver = driver_class(self._driver_context(config, ledger))
         logs = config.scratch / "logs"
         self._executor = ChildExecutor(catalog, config.run_id, os.environ, logs)

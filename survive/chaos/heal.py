@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from survive.transport import Transport
 
 KILL_WITHIN_S = 2.0
 _POLL_S = 0.01
+SCRATCH = "survive-"  # how the names of private folders begin
 PROXY = "fault proxy"  # the ledger's name for the process that carries faults on links
 
 
@@ -144,6 +147,7 @@ async def clean_up(path: Path, *, check: bool = False, heal_s: float = HEAL_S) -
         found = _look(name, story) + await _resources(name, story, check=True)
     else:
         found = await _mend(name, story, heal_s)
+    found += _scratch(name, story, check=check)
     if not check:
         found += _last_word(path, name, story, found)
     return found
@@ -214,6 +218,28 @@ def _last_word(path: Path, run: str, story: Story, found: list[Finding]) -> list
     except LedgerError as error:
         return [Finding(run, "its ledger", True, f"could not be told: {error.message}")]
     return []
+
+
+def _scratch(run: str, story: Story, *, check: bool) -> list[Finding]:
+    """The run's private folder, which holds the target's key. A living survive still needs it.
+
+    Only a folder that looks as we make them: whatever else a ledger may say, nothing else is ever
+    removed.
+    """
+    folder = Path(story.scratch)
+    ours = (
+        folder.name.startswith(SCRATCH)
+        and folder.parent == Path(tempfile.gettempdir())
+        and folder.is_dir()
+        and not folder.is_symlink()
+    )
+    if not ours or (story.owner is not None and story.owner.survive.alive()):
+        return []
+    if not check:
+        shutil.rmtree(folder, ignore_errors=True)
+    gone = not folder.exists()
+    done = "removed" if gone else "left"
+    return [Finding(run, f"folder {folder}", gone, done, by_hand=f"rm -r {folder}")]
 
 
 # ------------------------------------------------------------------------------- processes

@@ -8,7 +8,8 @@ processes and mend its faults; ``survive heal`` needs nothing else.
 entry       fields
 ==========  ==================================================================================
 run         run, target, boot, survive [pid, start time], agent [pid, start time],
-            start (where a team's own faults are looked up; "" = built-ins)
+            start (where a team's own faults are looked up; "" = built-ins),
+            scratch (the run's private folder under the temporary ones; "" = none)
 process     name, pid, start_time      (a process that must not outlive the run)
 inject      injection                  (as Injection.to_json)
 healed      id, proven, rung
@@ -107,6 +108,7 @@ class Story:
     target: str = ""
     owner: Owner | None = None
     start: str = ""
+    scratch: str = ""
     processes: list[tuple[str, Named]] = field(default_factory=list)
     resources: list[tuple[str, str]] = field(default_factory=list)  # (type, name), see cleaners
     injections: dict[str, Injection] = field(default_factory=dict)
@@ -139,7 +141,12 @@ class Ledger:
 
     @classmethod
     def create(
-        cls, run_id: str, target: str, owner: Owner | None = None, start: Path | None = None
+        cls,
+        run_id: str,
+        target: str,
+        owner: Owner | None = None,
+        start: Path | None = None,
+        scratch: Path | None = None,
     ) -> Ledger:
         """A new ledger with its ``run`` entry, under the lock of the target.
 
@@ -158,7 +165,7 @@ class Ledger:
             raise _unwritable(folder, error) from error
         try:
             ledger = cls(folder / LEDGER, lock)
-            ledger._announce(run_id, target, owner or Owner.here(), start)
+            ledger._announce(run_id, target, owner or Owner.here(), start, scratch)
         except LedgerError:
             os.close(lock)
             raise
@@ -169,7 +176,9 @@ class Ledger:
         prune()
         return ledger
 
-    def _announce(self, run_id: str, target: str, owner: Owner, start: Path | None) -> None:
+    def _announce(
+        self, run_id: str, target: str, owner: Owner, start: Path | None, scratch: Path | None
+    ) -> None:
         self._append(
             [
                 {
@@ -180,6 +189,7 @@ class Ledger:
                     "survive": [owner.survive.pid, owner.survive.start_time],
                     "agent": [owner.agent.pid, owner.agent.start_time],
                     "start": str(start or ""),
+                    "scratch": str(scratch or ""),
                 }
             ]
         )
@@ -271,6 +281,7 @@ def _run(story: Story, entry: Mapping[str, Any]) -> None:
     owner = Owner(str(entry["boot"]), Named(*entry["survive"]), Named(*entry["agent"]))
     story.run, story.target, story.owner = str(entry["run"]), str(entry["target"]), owner
     story.start = str(entry.get("start", ""))
+    story.scratch = str(entry.get("scratch", ""))
 
 
 def _process(story: Story, entry: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ async def _perform(
 ) -> SurviveError | None:
     clock = LoopClock(asyncio.get_running_loop().time() + LEAD_S)
     transport = MemoryTransport(MemoryNetwork(clock))
-    ledger = Ledger.create(context.run_id, f"virtual-{context.run_id}")
+    ledger = Ledger.create(context.run_id, f"virtual-{context.run_id}", scratch=scratch)
     driver = context.catalog.driver("virtual")(
         DriverContext(
             run_id=context.run_id,

@@ -149,7 +149,9 @@ def _uses_reference(fault: Fault) -> bool:
 def _fault(fault: Fault, name: str) -> dict[str, object]:
     reference = _uses_reference(fault)
     where: dict[str, object]
-    if fault.needs is Needs.LINK:
+    if fault.needs is Needs.STAND_IN:
+        where = {"service": "inference" if fault.layer == "observability" else "retrieval"}
+    elif fault.needs is Needs.LINK:
         where = {"link": "gateway -> inference" if reference else "load -> web"}
     else:
         where = {"service": "inference" if reference else "web"}
