@@ -100,11 +100,12 @@ def validate(
 ) -> ExitCode:
     """Check a scenario and its target file; every problem at once."""
     from survive.catalog import Catalog
+    from survive.judge.explain import too_few
     from survive.scenario.loader import load_scenario
 
     catalog = Catalog(file, plugins=plugins)
     scenario = load_scenario(file, target=target, sets=sets, profile=profile, catalog=catalog)
-    for warning in scenario.warnings:
+    for warning in (*scenario.warnings, *too_few(scenario)):
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"{file}: valid ({scenario.name} on {scenario.target.name})")
     return ExitCode.SURVIVED

@@ -21,6 +21,7 @@ from survive.catalog import Catalog
 from survive.chaos.permission import permitted
 from survive.contracts import Json
 from survive.errors import ExitCode, RefusedError, SurviveError
+from survive.judge.explain import too_few
 from survive.judge.judge import judge
 from survive.judge.verdict import Verdict
 from survive.plan.model import Plan
@@ -66,7 +67,7 @@ def run_scenario(
     catalog = Catalog(file)
     scenario = load_scenario(file, target=target, sets=sets, profile=profile, catalog=catalog)
     plan = make_plan(scenario)
-    for warning in scenario.warnings:
+    for warning in (*scenario.warnings, *too_few(scenario)):
         click.echo(f"warning: {warning}", err=True)
     may = permitted(scenario, catalog.fault, flagged=privileged, virtual=virtual)
     key, token = _secrets(scenario.target, scenario.seed, os.environ, virtual)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from survive.catalog import Catalog
 from survive.chaos.conductor import conduct
 from survive.chaos.ports import AgentPort
 from survive.clock import Clock, sleep_us
@@ -93,6 +94,7 @@ class Run:
 
     scenario: Scenario
     plan: Plan
+    catalog: Catalog
     host: Host
     writer: RecordWriter
     display: Display
@@ -122,6 +124,10 @@ class Run:
                 "scale": self.plan.scale,
                 "host": self.host.name,
                 "faults": {f.name: f.kind for f in self.scenario.faults.values()},
+                "grades": {
+                    f.name: str(self.catalog.fault(f.kind).grade)
+                    for f in self.scenario.faults.values()
+                },
             },
         )
         ended, error = await self._guarded()

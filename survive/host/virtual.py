@@ -87,7 +87,7 @@ async def _perform(
         },
     )
     host = VirtualHost(context, agent, clock, transport)
-    run = Run(context.scenario, context.plan, host, writer, display, Stop())
+    run = Run(context.scenario, context.plan, context.catalog, host, writer, display, Stop())
     return await run.perform()
 
 

@@ -62,6 +62,7 @@ class LiveView:
 
     now_us: int
     over_us: int
+    covered_us: int  # of it, what the frames that have come speak of
     offered_rps: float  # planned
     kinds: Mapping[str, LiveKind]
     ticks: tuple[tuple[int, Mapping[str, tuple[int, int]]], ...]  # at, kind → (settled, bad)
@@ -89,8 +90,7 @@ class LiveView:
     @property
     def achieved_rps(self) -> float:
         """Good answers per second."""
-        seen_us = max(0, min(self.over_us, self.now_us))
-        return self.ok / (seen_us / 1e6) if seen_us else 0.0
+        return self.ok / (self.covered_us / 1e6) if self.covered_us else 0.0
 
     def settled(self, over_us: int, of: tuple[str, ...] = ()) -> tuple[int, int]:
         """(settled, bad) of these kinds (none: all) in the last ``over_us``."""
@@ -185,10 +185,13 @@ class RecordWriter:
 
     def live(self, now_us: int) -> LiveView:
         """How it goes, for displays and `stop_if`. Cheap: the last seconds only."""
-        recent = [kinds for at_us, kinds in self._recent if at_us > now_us - _LIVE_US]
+        ticks = [(at, kinds) for at, kinds in self._recent if at > now_us - _LIVE_US]
+        recent = [kinds for _, kinds in ticks]
         return LiveView(
             now_us,
             _LIVE_US,
+            # A frame speaks of the second before it.
+            min(ticks[-1][0], ticks[-1][0] - ticks[0][0] + SECOND) if ticks else 0,
             mean_rps(self._plan, max(0, now_us - SECOND), max(1, now_us)),
             {name: _live_kind([t[name] for t in recent if name in t]) for name in self._plan.kinds},
             tuple(self._settled),

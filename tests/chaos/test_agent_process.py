@@ -18,6 +18,7 @@ from chaostools import (
     new_run_id,
     one_shot,
     paused,
+    soon,
     tiny_target,
     until,
 )
@@ -138,7 +139,7 @@ def test_kill_is_proven_by_the_old_process_being_gone(tmp_path):
 def test_kill_9_of_survive_leaves_nothing_within_a_second(start, kind):
     parent = start(kind)
     if kind == "node.pause":
-        assert paused(parent.run_id)
+        assert soon(lambda: paused(parent.run_id))
     os.killpg(parent.process.pid, signal.SIGKILL)
     gone_within(parent, 1.0)
     story = story_of(parent.run_id)
@@ -158,7 +159,8 @@ def test_sigint_is_not_for_the_agent_and_sigterm_heals(start):
     os.kill(parent.agent, signal.SIGINT)
     os.kill(parent.agent, signal.SIGHUP)
     time.sleep(0.2)
-    assert parent.agent_alive() and paused(parent.run_id)
+    assert parent.agent_alive()
+    assert soon(lambda: paused(parent.run_id))
     os.kill(parent.agent, signal.SIGTERM)
     deadline = time.monotonic() + 1.0
     while parent.left() and time.monotonic() < deadline:

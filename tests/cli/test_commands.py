@@ -56,6 +56,13 @@ def test_explain_says_why_a_cell_cannot_be_decided():
     assert "cannot be decided" in line
 
 
+def test_too_few_planned_samples_is_a_warning_and_not_an_error():
+    done = survive("validate", QUICKSTART, "--set", "objectives.answers.min=99.99%")
+    assert done.returncode == 0
+    assert "warning: answers for chat during steady cannot be decided" in done.stderr
+    assert "29,956 needed" in done.stderr
+
+
 def test_every_fault_describes_itself():
     done = survive("faults", "--format", "json")
     listed = {fault["kind"]: fault for fault in json.loads(done.stdout)}
