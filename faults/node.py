@@ -16,6 +16,7 @@ from survive.contracts import (
     ReplicaHandle,
 )
 from survive.transport import Broken, CallFailedError, Request, read_all
+from survive.units import SECOND, Duration
 
 ANSWER_S = 0.25  # a health probe that takes longer is no answer
 
@@ -99,6 +100,73 @@ class NodeKill:
     async def round_trip(self, injection: Injection, handle: ReplicaHandle) -> bool:
         """The replica answers its health probe."""
         return await _healthy(handle)
+
+
+class NodeRestart:
+    """SIGTERM, once: what a deploy does to one replica. The supervisor brings it back."""
+
+    kind: ClassVar[str] = "node.restart"
+    held: ClassVar[bool] = False
+    grade: ClassVar[Grade] = Grade.REAL
+    layer: ClassVar[str] = "node"
+    needs: ClassVar[Needs] = Needs.REPLICA
+    privileges: ClassVar[str] = ""
+    keeps_down: ClassVar[bool] = False
+    certifies: ClassVar[str] = (
+        "requests survive the orderly end of a replica: it drains, refuses, and comes back"
+    )
+    does_not_certify: ClassVar[str] = (
+        "an orchestrator that takes a replica out of rotation before it ends it; a replica that "
+        "ignores SIGTERM, which shows as never having been hit"
+    )
+    settings: ClassVar[type] = NoSettings
+
+    def preflight(self, settings: NoSettings, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
+        """Every victim that is known by name."""
+        return list(victims)
+
+    async def inject(self, injection: Injection, handle: ReplicaHandle) -> None:
+        """Ask its process group to end."""
+        await handle.stop()
+
+    async def observe(
+        self, injection: Injection, handle: ReplicaHandle, before: float | None
+    ) -> Observation:
+        """Active once the very process that was asked is gone; a successor does not count."""
+        return await NodeKill().observe(injection, handle, before)
+
+    async def heal(self, injection: Injection, handle: ReplicaHandle) -> None:
+        """Nothing to undo: a one-shot."""
+
+    async def round_trip(self, injection: Injection, handle: ReplicaHandle) -> bool:
+        """The replica answers its health probe."""
+        return await _healthy(handle)
+
+
+@dataclass(frozen=True, slots=True)
+class Rolling:
+    """Settings: ``pause`` between the return of one replica and the end of the next."""
+
+    pause: Duration = Duration(SECOND)  # noqa: RUF009 - an immutable integer
+
+
+class NodeRollingRestart(NodeRestart):
+    """``node.restart`` on every replica of a service, one after another."""
+
+    kind: ClassVar[str] = "node.rolling_restart"
+    rolling: ClassVar[bool] = True  # the agent hits the next once the last has come back
+    certifies: ClassVar[str] = (
+        "requests survive a deploy: every replica ends and comes back, one at a time"
+    )
+    does_not_certify: ClassVar[str] = (
+        "two versions side by side, or a migration between them; surge replicas; a replica that "
+        "ignores SIGTERM"
+    )
+    settings: ClassVar[type] = Rolling
+
+    def preflight(self, settings: Rolling, victims: Sequence[HandleSpec]) -> list[HandleSpec]:  # type: ignore[override]
+        """All replicas of the service; a single one is no roll."""
+        return list(victims) if len(victims) > 1 else []
 
 
 class NodePause:

@@ -91,6 +91,9 @@ class HandleSpec:
     token: str = ""  # for the admin routes of stand-ins; the ledger is 0600
     simulates: str = ""  # what it stands in for: "gpu store metrics", any of them
     metrics_path: str = ""  # of its Prometheus metrics
+    run: str = ""  # id of the run: whatever a fault makes bears it
+    nofile: int = 0  # the process's limit of open files before any fault; 0 = unknown
+    cgroup: str = ""  # its control group for cpu before any fault; "" = none that we may change
     netns: str = ""  # who holds the network namespace that it lives in: "pid:start time"
     peer_netns: str = ""  # links: of a caller, "" = the host's own; replicas: of the name server
     peers: str = ""  # links of isolated targets: the callers' addresses, comma-separated
@@ -153,6 +156,9 @@ class ReplicaHandle(Handle, Protocol):
     async def kill(self) -> None:
         """End it at once, as SIGKILL does."""
 
+    async def stop(self) -> None:
+        """Ask it to end, as SIGTERM does: it may finish what it has begun."""
+
     async def pause(self) -> None:
         """Stop its clock, as SIGSTOP does: ports stay open, nothing answers."""
 
@@ -166,6 +172,51 @@ class ReplicaHandle(Handle, Protocol):
         """
 
 
+class Pressure(Protocol):
+    """What can be done around one process. ``name`` is an injection's id: what is made bears it.
+
+    All undoing is idempotent, and legal if nothing was done or the process is gone.
+    """
+
+    async def start_helper(self, name: str, what: Sequence[str], lifetime_s: float) -> None:
+        """A helper process, ready; it ends by itself after its time. Raises FaultFailedError.
+
+        ``what``: ``burn CPU,CPU WORKERS`` or ``memory BYTES``.
+        """
+
+    def helpers(self, name: str) -> list[int]:
+        """Pids of all its processes."""
+
+    async def end_helpers(self, name: str) -> None:
+        """None of them is left; raises FaultFailedError."""
+
+    def free_files(self) -> int | None:
+        """File numbers below its limit that are free; None if it is gone."""
+
+    def exhaust_files(self) -> None:
+        """Lower its limit so that it can open no file and accept no connection any more."""
+
+    def restore_files(self) -> None:
+        """The limit that it had before any fault."""
+
+    def limit_cpu(self, name: str, cpus: float) -> None:
+        """Hold it and its group to so many CPUs. Raises FaultFailedError."""
+
+    def unlimit_cpu(self, name: str) -> None:
+        """Back in its own control group; ours is gone. Raises FaultFailedError."""
+
+    def throttled(self, name: str) -> int | None:
+        """How often the kernel held it back by that limit; None if it is under none of ours."""
+
+
+class ProcessHandle(ReplicaHandle, Protocol):
+    """A replica that is a process of this host."""
+
+    @property
+    def pressure(self) -> Pressure:
+        """What can be done around it."""
+
+
 class LinkHandle(Handle, Protocol):
     """One listener of the fault proxy, in front of one replica."""
 
@@ -177,6 +228,12 @@ class LinkHandle(Handle, Protocol):
 
     async def enable(self, on: bool) -> None:
         """Open (True) or close (False) the listener and its connections; read back."""
+
+    async def counts(self, name: str) -> Mapping[str, int]:
+        """What an HTTP toxic counted: requests seen, hits, controls, missed. Evidence, no proof.
+
+        Empty if there is no such toxic, or nothing can be read.
+        """
 
 
 class GpuHandle(Handle, Protocol):

@@ -21,6 +21,7 @@ from pathlib import Path
 import survive
 from survive.chaos import processes
 from survive.chaos.handles import open_handle
+from survive.chaos.pressure import cpu_group, open_file_limit
 from survive.chaos.toxiproxy import ProxyServer
 from survive.contracts import Handle, HandleSpec, Needs
 from survive.errors import HarnessError, RefusedError
@@ -60,10 +61,17 @@ class _Process:
         self.ended = asyncio.Event()
         self.cpu_s = 0.0
         self.how = ""
+        self._before: tuple[int, str] | None = None
         self._popen = popen
         self._on_end = on_end
         self._pidfd = os.pidfd_open(popen.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+
+    def before_faults(self) -> tuple[int, str]:
+        """Its limit of open files and its control group, as they were when first asked for."""
+        if self._before is None:
+            self._before = open_file_limit(self.pid), cpu_group(self.pid)
+        return self._before
 
     def signal(self, number: signal.Signals) -> None:
         """To its whole group; its pid is ours until it is reaped."""
@@ -423,6 +431,7 @@ class Driver:
 
     def _spec(self, replica: _Replica) -> HandleSpec:
         process = replica.process
+        nofile, cgroup = process.before_faults() if process else (0, "")
         spec = HandleSpec(
             driver=_NAME,
             service=replica.service.name,
@@ -431,6 +440,9 @@ class Driver:
             probe_path=replica.service.health.path,
             pid=process.pid if process else 0,
             start_time=process.start_time if process else 0,
+            run=self._context.run_id,
+            nofile=nofile,
+            cgroup=cgroup,
             **wiring.stand_in_spec(replica.service, self._context.token),
         )
         return self._network.told(spec) if self._network else spec

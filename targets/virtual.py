@@ -62,6 +62,11 @@ class VirtualReplica:
         if node := self._node():
             node.kill()
 
+    async def stop(self) -> None:
+        """Ask it to end; it has a second for what it has begun."""
+        if node := self._node():
+            node.stop()
+
     async def pause(self) -> None:
         """Stop its clock."""
         if node := self._node():
@@ -103,6 +108,11 @@ class VirtualLink:
         """Remove the toxic; absent is success, so is a listener that is gone."""
         if listener := self._network.listener(self.spec.via):
             listener.remove(name)
+
+    async def counts(self, name: str) -> Mapping[str, int]:
+        """What an HTTP toxic counted."""
+        listener = self._network.listener(self.spec.via)
+        return {} if listener is None else listener.http.counts(name)
 
     async def enable(self, on: bool) -> None:
         """Open or close the listener and its connections."""

@@ -93,7 +93,7 @@ def environment(
     return env
 
 
-def stand_in_spec(service: Service, token: str) -> dict[str, str]:
+def stand_in_spec(service: Service, token: str) -> dict[str, Any]:
     """What a HandleSpec says of a service that simulates something, and of its metrics."""
     parts = [*(["gpu"] if service.gpu else []), *service.simulates]
     return {

@@ -7,10 +7,11 @@ that reports success (the ladder goes on until the fault is seen to be gone).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import statistics
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -65,6 +66,8 @@ class _Hit:
     injection: Injection
     before: float | None = None
     looking: asyncio.Task[None] | None = None
+    again: int = 0  # times that it was injected once more
+    owed: bool = False  # its victim was restarted and is not hit yet
 
 
 @dataclass(slots=True)
@@ -75,6 +78,7 @@ class _Life:
     fault: Fault
     hits: list[_Hit]
     injecting: asyncio.Task[None] | None = None
+    rolling: asyncio.Task[None] | None = None
     healing: asyncio.Task[None] | None = None
 
 
@@ -184,8 +188,16 @@ class Agent:
         if fault.needs is Needs.LINK:
             # In a namespace there are no proxies, and rules are for a target's own namespace only.
             listeners = self._driver.listeners(plan.link)
-            return [spec for spec in listeners if bool(spec.netns) is bool(fault.privileges)]
+            chosen = [spec for spec in listeners if bool(spec.netns) is bool(fault.privileges)]
+            if listeners and not chosen and not fault.privileges:
+                raise RefusedError(
+                    f"fault {plan.name!r} ({plan.kind}) needs a fault proxy on {plan.link!r}",
+                    hint="an isolated target has none; network.drop, reject and loss act there",
+                )
+            return chosen
         replicas = sorted(self._driver.replicas(plan.service), key=lambda spec: spec.replica)
+        if _rolls(fault):
+            return replicas
         seeded(self._seed, plan.name).shuffle(replicas)
         return sorted(replicas[: plan.count], key=lambda spec: spec.replica)
 
@@ -240,9 +252,43 @@ class Agent:
         if life.fault.keeps_down:
             for hit in life.hits:
                 self._driver.hold(hit.injection.handle)
-        await asyncio.gather(*(self._inject_one(hit) for hit in life.hits))
-        for hit in life.hits:
+        at_once = life.hits[:1] if _rolls(life.fault) else life.hits
+        await asyncio.gather(*(self._inject_one(hit) for hit in at_once))
+        for hit in at_once:
             hit.looking = asyncio.create_task(self._watch(life, hit))
+        if len(at_once) < len(life.hits):
+            life.rolling = asyncio.create_task(self._roll(life))
+
+    async def _roll(self, life: _Life) -> None:
+        """Each other victim once its forerunner is back, and after the fault's ``pause``.
+
+        If one does not come back the roll ends there, as an orchestrator's does.
+        """
+        settings: Any = parse_settings(life.fault.settings, life.plan.settings)
+        for number, (former, hit) in enumerate(itertools.pairwise(life.hits), 1):
+            if not await self._came_back(life, former):
+                name = former.injection.handle.replica_id
+                for left in life.hits[number:]:
+                    self._tell_injected(left, self._clock.now_us(), f"{name} did not come back")
+                return
+            await sleep_us(self._clock, settings.pause)
+            aimed = hit.injection.aimed_at(self._now(life, hit.injection.handle))
+            hit.injection = replace(aimed, at_us=self._clock.now_us())
+            self._ledger.inject([hit.injection])
+            await self._inject_one(hit)
+            hit.looking = asyncio.create_task(self._watch(life, hit))
+
+    async def _came_back(self, life: _Life, hit: _Hit) -> bool:
+        """A successor of its victim answers, within the time that its service may take."""
+        old = hit.injection.handle
+        within_us = self._start_within_us.get(old.service, START_WITHIN_US)
+        give_up_us = self._clock.now_us() + ONE_SHOT_WITHIN_US + within_us
+        while self._clock.now_us() < give_up_us:
+            now = self._now(life, old)
+            if not _same(now, old) and await self._executor.round_trip(hit.injection.aimed_at(now)):
+                return True
+            await sleep_us(self._clock, PROOF_EVERY_US)
+        return False
 
     def _now(self, life: _Life, spec: HandleSpec) -> HandleSpec:
         """The same thing as it is now: a replica may have restarted since it was chosen."""
@@ -257,7 +303,6 @@ class Agent:
 
     async def _inject_one(self, hit: _Hit) -> None:
         began_us, error = self._clock.now_us(), None
-        spec = hit.injection.handle
         try:
             await self._executor.inject(hit.injection)
         except FaultFailedError as failed:
@@ -266,26 +311,68 @@ class Agent:
             error = "cut short by its heal"
             raise
         finally:
-            target = f"{spec.link} #{spec.replica}" if spec.link else spec.replica_id
-            self._tell(
-                "fault_injected",
-                hit,
-                planned_us=hit.injection.at_us,
-                began_us=began_us,
-                ended_us=self._clock.now_us(),
-                error=error,
-                target=target,
-            )
+            self._tell_injected(hit, began_us, error)
+
+    def _tell_injected(self, hit: _Hit, began_us: int, error: str | None) -> None:
+        spec = hit.injection.handle
+        self._tell(
+            "fault_injected",
+            hit,
+            planned_us=hit.injection.at_us,
+            began_us=began_us,
+            ended_us=self._clock.now_us(),
+            error=error,
+            target=f"{spec.link} #{spec.replica}" if spec.link else spec.replica_id,
+        )
 
     async def _watch(self, life: _Life, hit: _Hit) -> None:
         """Look four times a second until healed; at a one-shot until it was seen, or 3 s."""
         give_up_us = self._clock.now_us() + ONE_SHOT_WITHIN_US
         while life.fault.held or self._clock.now_us() < give_up_us:
             next_us = self._clock.now_us() + LOOK_EVERY_US
-            seen = await self._look(hit, "during")
+            if _follows(life.fault):
+                await self._follow(life, hit)
+            seen = await self._executor.observe(hit.injection, hit.before)
+            if _follows(life.fault) and seen.active is Active.NO:
+                seen = await self._of_the_living(hit, seen)
+            self._show(hit, "during", seen)
             if not life.fault.held and seen.active is Active.YES:
                 return
             await self._clock.sleep_until(next_us)
+
+    async def _follow(self, life: _Life, hit: _Hit) -> None:
+        """A held fault stays with its victim: one that was restarted meanwhile is hit again."""
+        now = self._now(life, hit.injection.handle)
+        if not _same(now, hit.injection.handle):
+            aimed = hit.injection.aimed_at(now)
+            self._ledger.inject([aimed])
+            hit.injection, hit.owed = aimed, True
+        if not hit.owed:
+            return
+        began_us, error = self._clock.now_us(), None
+        try:
+            await self._executor.inject(hit.injection)
+            hit.owed = False
+        except FaultFailedError as failed:  # it may not listen yet: tried again at the next look
+            error = str(failed)
+        hit.again += not hit.owed
+        self._tell(
+            "fault_reinjected",
+            hit,
+            count=hit.again,
+            began_us=began_us,
+            ended_us=self._clock.now_us(),
+            error=error,
+            target=now.replica_id,
+        )
+
+    async def _of_the_living(self, hit: _Hit, seen: Observation) -> Observation:
+        """What was seen says nothing of a fault whose victim is gone and not yet replaced."""
+        victim: Any = self._driver.open(hit.injection.handle, Needs.REPLICA)
+        if await victim.exists():
+            return seen
+        evidence = f"{seen.evidence}; its victim is gone, and is hit again once restarted"
+        return replace(seen, active=Active.UNKNOWN, evidence=evidence)
 
     # -------------------------------------------------------------------- heal
 
@@ -299,9 +386,9 @@ class Agent:
         await _outcome(life.healing)
 
     async def _heal(self, life: _Life) -> None:
-        looking = [hit.looking for hit in life.hits if hit.looking is not None]
         await _cancelled([life.injecting] if life.injecting else [])
-        broken = await _cancelled(looking)
+        broken = await _cancelled([life.rolling] if life.rolling else [])
+        broken += await _cancelled([hit.looking for hit in life.hits if hit.looking is not None])
         if life.fault.held:
             await asyncio.gather(*(self._heal_one(life, hit) for hit in life.hits))
         for error in broken:  # a bug of ours; it waits until the fault is off
@@ -451,6 +538,21 @@ def in_namespace(injection: Injection) -> bool:
     return bool(injection.handle.netns) and injection.kind.startswith("network.")
 
 
+def _rolls(fault: Fault) -> bool:
+    """It hits every replica of its service, one after another (``rolling``, optional)."""
+    return bool(getattr(fault, "rolling", False))
+
+
+def _follows(fault: Fault) -> bool:
+    """It sits in the very process that it hit, and ends with it."""
+    return fault.held and not fault.keeps_down and fault.needs in {Needs.REPLICA, Needs.GPU}
+
+
+def _same(one: HandleSpec, other: HandleSpec) -> bool:
+    """The same boot of a replica."""
+    return (one.pid, one.start_time) == (other.pid, other.start_time)
+
+
 async def disable(driver: Driver, injection: Injection, needs: Needs) -> None:
     """The ladder's second rung: undo by the kind of handle. Raises FaultFailedError."""
     spec = injection.handle
@@ -462,8 +564,10 @@ async def disable(driver: Driver, injection: Injection, needs: Needs) -> None:
         await handle.reset()
     elif needs is Needs.REPLICA and spec.container:
         await handle.restore()
-    elif needs is Needs.REPLICA:
+    elif needs is Needs.REPLICA and spec.driver == "virtual":
         await handle.resume()
+    elif needs is Needs.REPLICA:
+        await handle.restore(injection.id)
     elif spec.driver == "virtual":
         await handle.remove(f"sv-{injection.id}")
         await handle.enable(True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from survive.chaos import processes
 from survive.chaos.netns import Namespace, NetnsLink
+from survive.chaos.pressure import ProcessPressure, undo_by_hand
 from survive.clock import Clock
 from survive.contracts import FaultFailedError, Handle, HandleSpec, Injection, Json, Needs
 from survive.transport import CallFailedError, Request, Transport, read_all
@@ -37,6 +38,10 @@ class ProcessReplica:
         """SIGKILL to its whole group, paused members included."""
         signal_group(self.spec.pid, self.spec.start_time, signal.SIGKILL)
 
+    async def stop(self) -> None:
+        """SIGTERM to its whole group."""
+        signal_group(self.spec.pid, self.spec.start_time, signal.SIGTERM)
+
     async def pause(self) -> None:
         """SIGSTOP to its whole group."""
         signal_group(self.spec.pid, self.spec.start_time, signal.SIGSTOP)
@@ -58,6 +63,16 @@ class ProcessReplica:
     def peer(self) -> Namespace:
         """The name server's."""
         return Namespace(self.spec.peer_netns)
+
+    @property
+    def pressure(self) -> ProcessPressure:
+        """What can be done around it."""
+        return ProcessPressure(self.spec)
+
+    async def restore(self, injection_id: str) -> None:
+        """Undo whatever that injection can have done but end it: the ladder's second rung."""
+        await self.resume()
+        await self.pressure.undo(injection_id)
 
     async def os_state(self) -> str:
         """Its state letter in /proc/<pid>/stat (``T`` = stopped); "" if it is gone."""
@@ -209,4 +224,6 @@ def by_hand(injection: Injection) -> str:
         from survive.chaos.containers import undo_line
 
         return undo_line(spec, injection.kind)
+    if line := undo_by_hand(injection):
+        return line
     return f"kill -CONT -- -{spec.pid}" if spec.pid else ""

@@ -345,9 +345,19 @@ def _went(injection: Injection, story: Story) -> bool:
     if spec.netns and injection.kind.startswith("network."):
         return not netns.Namespace(spec.netns).alive()
     if spec.pid:
-        return not processes.exists(spec.pid, spec.start_time)
+        gone = not processes.exists(spec.pid, spec.start_time)
+        return gone and not _outlives(injection, story)
     proxies = [process for label, process in story.processes if label == PROXY]
     return bool(spec.proxy and proxies) and not any(process.alive() for process in proxies)
+
+
+def _outlives(injection: Injection, story: Story) -> bool:
+    """The fault says of itself that something of it stays behind a dead victim."""
+    try:
+        fault = Catalog(Path(story.start) if story.start else None).fault(injection.kind)
+    except SurviveError:
+        return False  # it cannot be healed by its own means either
+    return bool(getattr(fault, "outlives_victim", False))
 
 
 async def _heal(run: str, story: Story, injection: Injection, heal_s: float) -> Finding:

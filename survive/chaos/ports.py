@@ -19,6 +19,7 @@ class AgentPort(Protocol):
 
     - ``fault_observed`` {stage: before|during|after, active, evidence, value}
     - ``fault_injected`` {planned_us, began_us, ended_us, error: str|null}
+    - ``fault_reinjected`` {count, began_us, ended_us, error, target}: its victim was restarted
     - ``fault_healed``   {planned_us|null, began_us, ended_us, rung: undo|disable|kill, error}
     - ``heal_proven``    {proven: bool, by_own_heal: bool, evidence, by_hand: str}
     """

@@ -26,6 +26,7 @@ from urllib.parse import unquote
 from survive.clock import Clock
 from survive.contracts import AsgiApp, Scope
 from survive.host.listener import Listener, Pipe
+from survive.host.protocol import Rewriting
 from survive.transport import Broken, CallFailedError, Request
 
 LEAVE_GRACE_S = 1.0  # how long an app may go on after its client left
@@ -275,6 +276,7 @@ class _Connection:
         self._lingers: asyncio.Event | None = None  # set when the connection has ended
         self._up: Pipe | None = None
         self._down: Pipe | None = None
+        self._hit: Rewriting | None = None  # an HTTP toxic, before the pipe to the client
         self.number = 0
         if node is None:
             self._gone.set()
@@ -296,8 +298,8 @@ class _Connection:
         self._timer = loop.call_later(timeout_s, self._expire)
         if self._node is None:
             self._deliver(Broken.CLOSED)  # the proxy accepted, then found nobody behind it
-        elif self._up is not None:
-            self._up.push(request)
+        elif self._listener is not None:
+            self._ask_through(self._listener, request)
         else:
             self._arrive(request)
         try:
@@ -343,6 +345,8 @@ class _Connection:
         self._end_client()
         if self._waiter is not None:
             _wake(self._waiter)
+        if self._hit is not None:
+            self._hit.drop()
         if self._down is not None:
             self._down.drop()
         if self._complete or self._node is None:
@@ -388,6 +392,23 @@ class _Connection:
 
     # -- between
 
+    def _ask_through(self, listener: Listener, request: Request) -> None:
+        """By way of the fault proxy, which may answer in the service's place."""
+        up, down = self.pipes()
+        self._hit = listener.http.draw(
+            request.method, request.path, down, _END, self._client_gone
+        )
+        answer = self._hit.answer() if self._hit is not None else None
+        if answer is None:
+            up.push(request)
+            return
+        status, headers, body = answer
+        self._hit, self._complete = None, True
+        self._client_gone()
+        down.push(_Head(status, headers))
+        down.push(body)
+        down.finish(_END)
+
     def pipes(self) -> tuple[Pipe, Pipe]:
         """See Way."""
         assert self._up is not None and self._down is not None
@@ -408,6 +429,8 @@ class _Connection:
         self._proxy_ended(Broken.RESET)
 
     def _proxy_ended(self, how: Broken) -> None:
+        if self._hit is not None:
+            self._hit.drop()
         for pipe in self.pipes():
             pipe.drop()
         self._deliver(how)
@@ -449,8 +472,8 @@ class _Connection:
         if self._node is not None:
             self._node._serving.pop(self, None)
         self._maybe_closed()
-        if self._down is not None:
-            self._down.finish(Broken.CLOSED)
+        if (way := self._hit or self._down) is not None:
+            way.finish(Broken.CLOSED)
         else:
             self._deliver(Broken.RESET)
 

@@ -91,7 +91,7 @@ def _life(window: FaultWindow, events: list[Event], remains: dict[str, list[str]
         proof=problem or PROVEN,
         active_share=len(active) / len(outside) if outside else None,
         evidence=active[0].text("evidence") if active else "",
-        injected_us=max((e.integer("ended_us") for e in injected), default=None),
+        injected_us=_injected_us(window, injected),
         healed_us=_healed_us(ids, injected, healed),
         heal_proven_us=max((e.t_us for e in proofs), default=None) if not heal_problem else None,
         heal_proof=heal_problem or (PROVEN if window.held else ONE_SHOT),
@@ -99,6 +99,15 @@ def _life(window: FaultWindow, events: list[Event], remains: dict[str, list[str]
         by_hand=_by_hand(window.fault, proofs, remains),
         hit=", ".join(dict.fromkeys(e.text("target") for e in injected if e.text("target"))),
     )
+
+
+def _injected_us(window: FaultWindow, injected: list[Event]) -> int | None:
+    """When all that was due at the cut had been hit.
+
+    What a rolling fault hits later has a time of its own, and is neither late nor a new begin.
+    """
+    due = [e for e in injected if e.fields.get("planned_us") == window.inject_us]
+    return max((e.integer("ended_us") for e in due or injected), default=None)
 
 
 def _of(events: Iterable[Event], name: EventName) -> list[Event]:

@@ -23,6 +23,7 @@ class EventName(StrEnum):
     PHASE_STARTED = "phase_started"
     FAULT_OBSERVED = "fault_observed"
     FAULT_INJECTED = "fault_injected"
+    FAULT_REINJECTED = "fault_reinjected"  # its victim had been restarted meanwhile
     FAULT_HEALED = "fault_healed"
     HEAL_PROVEN = "heal_proven"
     PROBE_SEEN = "probe_seen"

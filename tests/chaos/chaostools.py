@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,6 +111,12 @@ class World:
 class FakeHandle:
     def __init__(self, world: World, spec: HandleSpec) -> None:
         self.world, self.spec = world, spec
+
+    async def exists(self) -> bool:
+        return True
+
+    async def restore(self, injection_id: str) -> None:
+        await self.resume()
 
     async def resume(self) -> None:
         self.world.log.append("resume")
@@ -284,6 +292,14 @@ class Parent:
 def paused(run_id: str) -> list[int]:
     """Stopped processes of a run."""
     return [pid for pid, began in processes.marked(run_id) if processes.state(pid, began) == "T"]
+
+
+def soon(holds: Callable[[], object], within_s: float = 1.0) -> bool:
+    """It holds now or within a moment: a signal is sent at once, yet acted on at the next turn."""
+    deadline = time.monotonic() + within_s
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return bool(holds())
 
 
 def new_run_id() -> str:

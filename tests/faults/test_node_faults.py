@@ -81,8 +81,9 @@ def test_down_stays_down_though_the_supervisor_would_restart_it(tmp_path):
     assert scene.looks("during").count("yes") >= 79
 
 
-def test_a_restart_under_a_pause_shows_as_not_active(tmp_path):
-    """Somebody else kills the paused process: its successor is not paused, and it is told."""
+@pytest.mark.parametrize("sabotage", [[], ["inject"]])
+def test_a_pause_follows_its_victim_through_a_restart(sabotage, tmp_path):
+    """Somebody else kills the paused process: its successor is paused too, and it is told."""
 
     async def body(scene):
         async def kill_it():
@@ -94,8 +95,14 @@ def test_a_restart_under_a_pause_shows_as_not_active(tmp_path):
         await scene.life(plan("node.pause"), for_s=2.0)
         await killer
 
-    scene, _, _ = play("virtual", tmp_path, body)
-    assert "no" in scene.looks("during")
+    scene, _, left = play("virtual", tmp_path, body, sabotage=sabotage)
+    looks = scene.looks("during")
+    assert [e["count"] for e in scene.named("fault_reinjected")] == [1]
+    if sabotage:  # reported as done, twice: nobody believes it
+        assert "yes" not in looks and looks[-1] == "no"
+    else:
+        assert "no" not in looks and looks[0] == looks[-1] == "yes" and "unknown" in looks
+        assert scene.named("heal_proven")[0]["by_own_heal"] is True and left == []
 
 
 def look(scene, kind, victim, before=None):
