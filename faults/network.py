@@ -6,24 +6,14 @@ the handle, and a proof by another channel: calls through the link beside calls 
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from survive.contracts import (
-    Active,
-    Grade,
-    HandleSpec,
-    Injection,
-    Json,
-    LinkHandle,
-    Needs,
-    Observation,
-    Toxic,
-)
-from survive.transport import Broken, CallFailedError, Request, read_all
-from survive.units import MS, SECOND, Duration, UnitError
+from survive.contracts import Active, Injection, LinkHandle, Observation
+from survive.transport import Broken
+from survive.units import MS, Duration, UnitError
+
+from .links import Nothing, OnLink, call, put
 
 LOOK_US = 400 * MS  # a second pair of calls fits in a look (1 s) if the first took no longer
 NO_JITTER = Duration(0)
@@ -44,31 +34,7 @@ class Latency:
             raise UnitError("jitter must be under half the latency, or the proof cannot see it")
 
 
-@dataclass(frozen=True, slots=True)
-class Nothing:
-    """No settings."""
-
-
-class _OnLink:
-    """What all faults of this file share."""
-
-    held: ClassVar[bool] = True
-    grade: ClassVar[Grade] = Grade.EMULATED
-    layer: ClassVar[str] = "network"
-    needs: ClassVar[Needs] = Needs.LINK
-    privileges: ClassVar[str] = ""
-    keeps_down: ClassVar[bool] = False
-
-    def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """Every listener of the link."""
-        return list(victims)
-
-    async def round_trip(self, injection: Injection, handle: LinkHandle) -> bool:
-        """The service answers 200 through the link."""
-        return (await _call(handle, handle.spec.via, SECOND)).status == 200
-
-
-class NetworkLatency(_OnLink):
+class NetworkLatency(OnLink):
     """``network.latency``: a slow link."""
 
     kind: ClassVar[str] = "network.latency"
@@ -84,11 +50,13 @@ class NetworkLatency(_OnLink):
     async def inject(self, injection: Injection, handle: LinkHandle) -> None:
         """Put a latency toxic on the link."""
         wanted = _latency(injection)
-        attributes: dict[str, Json] = {
-            "latency": wanted.latency // MS,
-            "jitter": wanted.jitter // MS,
-        }
-        await handle.add(Toxic(_toxic(injection), "latency", attributes=attributes))
+        await put(
+            injection,
+            handle,
+            "latency",
+            latency=wanted.latency // MS,
+            jitter=wanted.jitter // MS,
+        )
 
     async def observe(
         self, injection: Injection, handle: LinkHandle, before: float | None
@@ -98,8 +66,8 @@ class NetworkLatency(_OnLink):
         extra: list[int] = []
         began = handle.clock.now_us()
         while not extra or (len(extra) < 2 and handle.clock.now_us() - began <= LOOK_US):
-            around = await _call(handle, handle.spec.address, 2 * latency + 500 * MS)
-            through = await _call(handle, handle.spec.via, 2 * latency + 500 * MS)
+            around = await call(handle, handle.spec.address, 2 * latency + 500 * MS)
+            through = await call(handle, handle.spec.via, 2 * latency + 500 * MS)
             if around.broken is not None:
                 return Observation(Active.UNKNOWN, f"around the link: {around.broken}")
             extra.append(through.took_us - around.took_us)
@@ -114,12 +82,8 @@ class NetworkLatency(_OnLink):
             value,
         )
 
-    async def heal(self, injection: Injection, handle: LinkHandle) -> None:
-        """Take the toxic off; one that is not there is fine."""
-        await handle.remove(_toxic(injection))
 
-
-class NetworkDown(_OnLink):
+class NetworkDown(OnLink):
     """``network.down``: a cut link."""
 
     kind: ClassVar[str] = "network.down"
@@ -141,10 +105,10 @@ class NetworkDown(_OnLink):
         self, injection: Injection, handle: LinkHandle, before: float | None
     ) -> Observation:
         """Nobody answers through the link while the service does around it."""
-        through = await _call(handle, handle.spec.via, DOWN_US)
+        through = await call(handle, handle.spec.via, DOWN_US)
         if through.broken is None:
             return Observation(Active.NO, f"through the link: status {through.status}")
-        around = await _call(handle, handle.spec.address, DOWN_US)
+        around = await call(handle, handle.spec.address, DOWN_US)
         cut = through.broken in {Broken.REFUSED, Broken.RESET} and around.broken is None
         seen = around.broken or f"status {around.status}"
         evidence = f"through the link: {through.broken}; around it: {seen}"
@@ -160,33 +124,3 @@ def _latency(injection: Injection) -> Latency:
     return Latency(
         Duration.parse(settings["latency"]), Duration.parse(settings.get("jitter", "0ms"))
     )
-
-
-def _toxic(injection: Injection) -> str:
-    return f"sv-{injection.id}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One GET of the probe path: how long until its end, and its status or how it broke."""
-
-    took_us: int
-    status: int = 0
-    broken: Broken | None = None
-
-
-async def _call(handle: LinkHandle, address: str, timeout_us: int) -> _Call:
-    began = handle.clock.now_us()
-    status, broken = 0, None
-    try:
-        async with asyncio.timeout(timeout_us / SECOND):
-            response = await handle.transport.call(
-                address, Request("GET", handle.spec.probe_path), timeout_s=timeout_us / SECOND
-            )
-            await read_all(response)
-            status = response.status
-    except CallFailedError as error:
-        broken = error.how
-    except TimeoutError:
-        broken = Broken.TIMEOUT
-    return _Call(handle.clock.now_us() - began, status, broken)
