@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -244,6 +245,7 @@ class Driver:
             listener = self._network.proxy(
                 replica.address, seeded(self._context.seed, "proxy", link, replica.number)
             )
+            listener.http.seed = self._context.seed  # as the embedded proxy's
             specs.append(
                 wiring.link_spec(
                     _NAME,

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from survive.catalog import builtin_root, load_module
 from survive.contracts import Toxic
+from survive.host.protocol import HttpFaults
 
 
 class Way(Protocol):
@@ -53,6 +54,7 @@ class Listener:
         self.upstream = upstream
         self.enabled = True
         self.toxics: dict[str, Toxic] = {}
+        self.http = HttpFaults()
         self._applied: dict[str, Any] = {}
         self._seed = chance.getrandbits(64)
         self._accepted = 0
@@ -60,6 +62,8 @@ class Listener:
 
     def add(self, toxic: Toxic) -> None:
         """Create or replace a toxic; live connections feel it. Raises ValueError if unknown."""
+        if self.http.add(toxic):
+            return
         applied = _applied(toxic)
         if toxic.name in self.toxics:
             self.remove(toxic.name)
@@ -70,6 +74,7 @@ class Listener:
 
     def remove(self, name: str) -> None:
         """Remove a toxic; absent is fine. What it held leaves at once, in order."""
+        self.http.remove(name)
         applied = self._applied.pop(name, None)
         self.toxics.pop(name, None)
         if applied is not None:

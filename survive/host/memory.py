@@ -395,9 +395,7 @@ class _Connection:
     def _ask_through(self, listener: Listener, request: Request) -> None:
         """By way of the fault proxy, which may answer in the service's place."""
         up, down = self.pipes()
-        self._hit = listener.http.draw(
-            request.method, request.path, down, _END, self._client_gone
-        )
+        self._hit = listener.http.draw(request.method, request.path, down, _END, self._client_gone)
         answer = self._hit.answer() if self._hit is not None else None
         if answer is None:
             up.push(request)
@@ -407,7 +405,7 @@ class _Connection:
         self._client_gone()
         down.push(_Head(status, headers))
         down.push(body)
-        down.finish(_END)
+        down.push(_END)
 
     def pipes(self) -> tuple[Pipe, Pipe]:
         """See Way."""
@@ -504,20 +502,23 @@ class _Connection:
         self._gone.set()
         if self._node is not None:
             self._node._serving.pop(self, None)
-        if self._down is None:
+        if self._hit is not None:
+            self._hit.finish(last)
+        elif self._down is None:
             self._deliver(last)
         elif isinstance(last, Broken):
             self._down.finish(last)
         else:
             self._down.push(last)
-        if self._lingers is not None and isinstance(last, _End):  # the caller asked for the end
+        lingers = self._lingers is not None and self._hit is None
+        if lingers and isinstance(last, _End):  # the caller asked for the end
             finish = self._deliver if self._down is None else self._down.finish
             finish(last)
         self._maybe_closed()
 
     def _push(self, item: _Head | bytes) -> None:
-        if self._down is not None:
-            self._down.push(item)
+        if (way := self._hit or self._down) is not None:
+            way.push(item)
         else:
             self._deliver(item)
 
@@ -555,7 +556,8 @@ class _Connection:
             raise RuntimeError("a body before the answer's start")
         body = bytes(message.get("body", b""))
         if body:
-            self._unread += len(body)
+            if self._hit is None:  # a toxic may swallow it, and then nobody would ever read it
+                self._unread += len(body)
             self._push(body)
         if not message.get("more_body", False):
             self._finish(_END)
