@@ -26,6 +26,8 @@ ALLOWED = {
     "survive/load": CONTRACTS | {"survive.plan", "survive.record", "survive.scenario"},
     "survive/chaos": CONTRACTS
     | {"survive.plan", "survive.scenario", "survive.host.driver", "survive.host.sockets"},
+    "survive/chaostoolkit": CONTRACTS
+    | {"survive.chaos", "survive.host.sockets", "survive.scenario"},
     "faults": CONTRACTS,
     "reporters": CONTRACTS | {"survive.record", "survive.judge", "survive.plan"},
     "targets/reference": CONTRACTS,

@@ -188,7 +188,7 @@ def test_a_verify_may_ask_for_a_bad_status(flag, http):
         (7, [1, 5], Active.NO),
         (7, {"type": "range", "range": [6, 8]}, Active.YES),
         ("pod vllm-0 gone", {"type": "regex", "pattern": "gone$"}, Active.YES),
-        ({"pods": [{"up": 1}]}, {"type": "jsonpath", "path": "$.pods[?(@.up = 1)]"},
+        ({"pods": [{"up": 1}]}, {"type": "jsonpath", "path": "$.pods[*].up", "expect": [1]},
          Active.YES),
         ({"pods": []}, {"type": "jsonpath", "path": "$.pods[*]", "count": 1}, Active.NO),
         (2, {"type": "probe", "name": "p", "provider": {
