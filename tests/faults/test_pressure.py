@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from faultscene import plan, play
@@ -52,8 +53,19 @@ def played(tmp_path, kind, settings, *, sabotage=(), for_s=1.0):
 
 
 def is_helper(pid):
-    with open(f"/proc/{pid}/environ", "rb") as file:
-        return f"{FAULT_MARK}=".encode() in file.read()
+    return f"{FAULT_MARK}=".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def groups_of(run):
+    return [g for root in ("", "cpu") for g in Path("/sys/fs/cgroup", root).glob(f"sv-{run}-*")]
+
+
+def shell(line):
+    subprocess.run(["sh", "-c", line], check=True)
+
+
+def busy_loop():
+    return subprocess.Popen(["timeout", "10", "sh", "-c", "while :; do :; done"])
 
 
 @pytest.mark.parametrize(("kind", "settings"), EVERYWHERE)
@@ -115,7 +127,7 @@ def test_a_hung_or_busy_victim_alone_proves_nothing(kind, settings, tmp_path):
         handle = scene.driver.open(victim, Needs.REPLICA)
         injection = Injection("x#1", "x", kind, settings, victim, 0, 1)
         await handle.pause()
-        busy = subprocess.Popen(["sh", "-c", "while :; do :; done"]) if kind == "node.cpu" else None
+        busy = busy_loop() if kind == "node.cpu" else None
         try:
             return (await Catalog().fault(kind).observe(injection, handle, None)).active
         finally:
@@ -198,15 +210,14 @@ def test_a_group_that_a_dead_run_left_is_removed_from_its_ledger(tmp_path):
         return run
 
     _, run, _ = play("process", tmp_path, wrapped)
-    groups = [g for g in os.listdir("/sys/fs/cgroup/cpu") if run in g]
-    assert len(groups) == 1
+    assert len(groups_of(run)) == 1
     ledger = state_dir() / run / LEDGER
     findings = asyncio.run(clean_up(ledger, check=True))
     assert [f.gone for f in findings if f.injection] == [False]
     assert "rmdir" in next(f.by_hand for f in findings if f.injection)
     findings = asyncio.run(clean_up(ledger))
     assert all(f.gone for f in findings)
-    assert not [g for g in os.listdir("/sys/fs/cgroup/cpu") if run in g]
+    assert groups_of(run) == []
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -277,14 +288,14 @@ def test_the_line_for_hands_names_exactly_what_is_left(tmp_path):
         await pressure.start_helper("x#1", ["burn", "0", "1"], 20)
         await pressure.start_helper("y#1", ["burn", "0", "1"], 20)
         injection = Injection("x#1", "x", "node.cpu", {}, victim, 0, 1)
-        subprocess.run(["sh", "-c", by_hand(injection)], check=True)
+        shell(by_hand(injection))
         await asyncio.sleep(0.1)
         left = len(pressure.helpers("x#1")), len(pressure.helpers("y#1"))
         await pressure.end_helpers("y#1")
         pressure.exhaust_files()
         files = Injection("x#1", "x", "node.fd_exhaustion", {}, victim, 0, 1)
         assert re.match(r"prlimit --pid \d+ --nofile=\d+:", by_hand(files))
-        subprocess.run(["sh", "-c", by_hand(files)], check=True)
+        shell(by_hand(files))
         return left, pressure.free_files()
 
     (mine, others), free = play("process", tmp_path, body)[1]
