@@ -569,7 +569,8 @@ async def disable(driver: Driver, injection: Injection, needs: Needs) -> None:
     elif needs is Needs.REPLICA:
         await handle.restore(injection.id)
     elif spec.driver == "virtual":
-        await handle.remove(f"sv-{injection.id}")
+        for name in (f"sv-{injection.id}", f"sv-{injection.id}-up"):  # one for each way
+            await handle.remove(name)
         await handle.enable(True)
     else:
         from survive.chaos.toxiproxy import reset_proxy  # its library is slow to import

@@ -1,0 +1,97 @@
+"""Every fault on a link, by the real agent, on both hosts: it bites, is seen, is gone; sabotaged too."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from faultscene import ROOT, play
+
+from survive.scenario.model import FaultPlan, Health, Service, TargetSpec
+from survive.units import SECOND
+
+LINK = "load -> inference"
+KINDS = {
+    "network.latency": {"latency": "120ms"},
+    "network.down": {},
+    "network.bandwidth": {"kb_per_s": 20},
+    "network.slow_close": {"delay": "200ms"},
+    "network.timeout": {},
+    "network.reset_peer": {},
+    "network.slicer": {"average_bytes": 100, "delay": "10ms"},
+    "network.limit_data": {"bytes": 900},
+    "network.flapping": {"every": "400ms", "down": "200ms"},
+    "network.partition": {},
+}
+HOSTS = ["virtual", pytest.param("process", marks=pytest.mark.xdist_group("links"))]
+
+
+def target():
+    inference = Service(
+        "inference", app="replica.py:make_app", gpu="simulated",
+        health=Health("/health", 10 * SECOND))  # fmt: skip
+    return TargetSpec("scene", "process", "inference", {"inference": inference}, {},
+                      folder=ROOT / "targets" / "reference")  # fmt: skip
+
+
+def planned(kind, for_s=2.0):
+    return FaultPlan("one", kind, 0, round(for_s * SECOND), link=LINK, settings=KINDS[kind])
+
+
+async def lives(scene, kind, for_s=1.2):
+    await scene.life(planned(kind), for_s)
+
+
+def run(host, tmp_path, kind, sabotage=()):
+    return play(host, tmp_path, lambda scene: lives(scene, kind), sabotage=sabotage,
+                target=target(), links=frozenset({LINK}))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_it_bites_is_seen_and_is_gone(host, kind, tmp_path):
+    scene, _, left = run(host, tmp_path, kind)
+    assert scene.looks("before") == ["no"] * 3
+    during = scene.looks("during")
+    assert during and set(during) == {"yes"}, scene.named("fault_observed", stage="during")
+    assert scene.named("heal_proven", proven=True, by_own_heal=True), scene.events[-5:]
+    assert left == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_inject_that_does_nothing_is_seen_as_no(kind, tmp_path):
+    scene, _, left = run("virtual", tmp_path, kind, sabotage=["inject"])
+    assert set(scene.looks("during")) == {"no"}
+    assert left == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_heal_that_does_nothing_is_not_proven(kind, tmp_path):
+    scene, _, left = run("virtual", tmp_path, kind, sabotage=["heal"])
+    assert scene.looks("after")[0] == "yes"
+    assert not scene.named("heal_proven", by_own_heal=True)
+    assert [entry["fault"] for entry in left] == ["one"]
+
+
+@pytest.mark.parametrize("kind", ["network.bandwidth", "network.timeout", "network.flapping"])
+@pytest.mark.xdist_group("links")
+def test_the_same_for_real(kind, tmp_path):
+    scene, _, left = run("process", tmp_path, kind, sabotage=["inject"])
+    assert set(scene.looks("during")) == {"no"} and left == []
+    scene, _, left = run("process", tmp_path, kind, sabotage=["heal"])
+    assert scene.looks("after")[0] == "yes"
+    assert [entry["fault"] for entry in left] == ["one"]
+
+
+def test_the_schedule_of_a_flapping_link_never_outlives_its_heal(tmp_path):
+    async def body(scene):
+        await lives(scene, "network.flapping")
+        [spec] = scene.driver.listeners(LINK)
+        states = []
+        for _ in range(60):
+            states.append(scene.transport.network.listener(spec.via).enabled)
+            await asyncio.sleep(0.05)
+        return states
+
+    _, states, _ = play("virtual", tmp_path, body, target=target(), links=frozenset({LINK}))
+    assert set(states) == {True}
