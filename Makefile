@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := survive faults targets reporters tests
 
-.PHONY: demo test check format clean live schema
+.PHONY: demo test check format clean live schema matrix soak-kill docs
 
 demo: $(VENV)/.installed
 	$(BIN)/survive run scenarios/quickstart.survive.yaml
@@ -24,6 +24,17 @@ format: $(VENV)/.tests
 schema: $(VENV)/.installed
 	$(BIN)/survive schema scenario > schema/scenario.v1.json
 	$(BIN)/survive schema target > schema/target.v1.json
+
+# Every fault kind, ended in every way: a JSON line each (an hour on two cores).
+matrix: $(VENV)/.tests
+	$(BIN)/python tests/matrix/matrix.py -o docs/matrix.json
+
+# kill -9 at 200 random moments; nothing may be left (20 minutes on two cores).
+soak-kill: $(VENV)/.tests
+	$(BIN)/python tests/matrix/soak.py
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m survive.host.docs docs
 
 clean:
 	rm -rf $(VENV) runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -39,11 +39,17 @@ def describe(fault: Fault) -> dict[str, Json]:
         "privileges": fault.privileges or "none",
         "certifies": fault.certifies,
         "does_not_certify": fault.does_not_certify,
-        "settings": dict(_settings(fault)),
+        "settings": dict(settings_of(fault)),
     }
 
 
-def _settings(fault: Fault) -> list[tuple[str, str]]:
+def acts_on(fault: Fault) -> str:
+    """In words."""
+    return _ACTS_ON.get(fault.needs, "replicas of a service")
+
+
+def settings_of(fault: Fault) -> list[tuple[str, str]]:
+    """(name, what it takes) of each setting."""
     return [
         (
             field.name,
@@ -57,13 +63,13 @@ def _settings(fault: Fault) -> list[tuple[str, str]]:
 def _page(fault: Fault) -> str:
     lines = [
         f"{fault.kind}: {'held (has for:)' if fault.held else 'one-shot'}, acts on "
-        f"{_ACTS_ON.get(fault.needs, 'replicas of a service')}",
+        f"{acts_on(fault)}",
         f"  grade             {fault.grade}",
         f"  layer             {fault.layer}",
         f"  privileges        {fault.privileges or 'none'}",
         f"  certifies         {fault.certifies}",
         f"  does not certify  {fault.does_not_certify}",
-        "  settings          " + ("none" if not _settings(fault) else ""),
+        "  settings          " + ("none" if not settings_of(fault) else ""),
     ]
-    lines += [f"    {name:15} {text}" for name, text in _settings(fault)]
+    lines += [f"    {name:15} {text}" for name, text in settings_of(fault)]
     return "\n".join(line.rstrip() for line in lines)

@@ -33,19 +33,24 @@ END_S = {"hung-heal": 30.0}  # the ladder's rungs take their time
 ENDS_WITHIN_S = 20.0
 
 # Kinds that need another place, or settings, than their class data tells.
-PLACES: dict[str, dict[str, object]] = {}
+PLACES: dict[str, dict[str, object]] = {
+    "gpu.vram_pressure": {"with": {"share": "80%"}},
+    "protocol.slow_loris": {"with": {"bytes_per_s": 100}},
+}
 # Families whose kinds act on what only the reference stack has.
 REFERENCE = frozenset({"gpu", "protocol", "dependency", "observability"})
-# Not a matter of the matrix: privileged, containers, other people's code, a real GPU.
-ELSEWHERE = frozenset({"chaostoolkit", "container", "docker", "nvidia", "dcgm"})
+# Not a matter of the matrix: containers, other people's code, a real GPU, and a disk to fill, which
+# has to be a small one of its own.
+ELSEWHERE = frozenset({"chaostoolkit", "container", "nvidia", "dcgm", "node.disk_full"})
 
 SERVER = """
 import asyncio, sys
 
 async def serve(reader, writer):
-    while line := await reader.readline():
-        while (await reader.readline()) not in (b"\\r\\n", b""):
-            pass
+    last = False
+    while not last and await reader.readline():
+        while (header := await reader.readline()) not in (b"\\r\\n", b""):
+            last = last or header.lower().split() == [b"connection:", b"close"]
         writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\n\\r\\nok")
         await writer.drain()
     writer.close()
@@ -118,7 +123,7 @@ def kinds() -> list[str]:
     return [
         kind
         for kind in catalog.fault_kinds()
-        if kind.partition(".")[0] not in ELSEWHERE
+        if not {kind, kind.partition(".")[0]} & ELSEWHERE
         and not kind.startswith(tuple(f"gpu.{word}" for word in ("nvidia", "real", "dcgm")))
         and not catalog.fault(kind).privileges
     ]
