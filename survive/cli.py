@@ -186,6 +186,24 @@ def faults(kind: str | None, form: str) -> ExitCode:
     return ExitCode.SURVIVED
 
 
+@cli.command("import")
+@click.argument("file", type=click.Path(path_type=Path), metavar="EXPERIMENT")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A file instead of stdout.")
+def import_(file: Path, output: Path | None) -> ExitCode:
+    """Turn a Chaos Toolkit experiment (.json, .yaml) into a scenario; runs none of its code."""
+    from survive.chaostoolkit.importer import import_experiment
+
+    imported = import_experiment(file)
+    for note in imported.notes:
+        click.echo(f"note: {note}", err=True)
+    if output is None:
+        click.echo(imported.text(), nl=False)
+    else:
+        output.write_text(imported.text(), encoding="utf-8")
+        click.echo(f"{output}: written, valid; {len(imported.notes)} notes to look at", err=True)
+    return ExitCode.SURVIVED
+
+
 @cli.command()
 def targets() -> ExitCode:
     """List the targets that a scenario here can name."""
