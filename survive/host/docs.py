@@ -1,7 +1,8 @@
 """``python -m survive.host.docs docs``: the generated part of docs/faults/*.md (``make docs``).
 
-From the class data of the faults and the last run of the matrix (``make matrix``): what was planned and what was seen, nothing that nobody measured. What people know beyond that they
-write above the markers, and it stays as it is.
+From the class data of the faults and the last run of the matrix (``make matrix``): what was planned
+and what was seen, nothing that nobody measured. What people know beyond that they write above the
+marker, and it stays as it is.
 """
 
 from __future__ import annotations
