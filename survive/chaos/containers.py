@@ -14,10 +14,11 @@ import asyncio
 import contextlib
 import shlex
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import docker
+import docker.constants
 from docker.errors import APIError, DockerException, NotFound
 
 from survive.chaos import processes
@@ -40,6 +41,9 @@ READ_EVERY_S = 0.02
 STOP_GRACE_S = 1  # whole seconds are all that docker knows
 PERIOD_US = 100_000  # of the CPU limit: the kernel's own default
 _LOOK_AGAIN_S = 0.2  # a container that was being created while we listed
+
+_OLDEST = docker.constants.MINIMUM_DOCKER_API_VERSION  # asks for the daemon's own, unversioned
+_NEWEST = docker.constants.DEFAULT_DOCKER_API_VERSION
 
 T = TypeVar("T")
 
@@ -64,7 +68,7 @@ class Engine:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._version = "auto"  # until the daemon has told: asking costs a call each time
+        self._version = ""  # until the daemon has told, once
 
     async def ask(
         self, what: str, call: Callable[[docker.APIClient], T], within_s: float = CALL_S
@@ -102,12 +106,12 @@ class Engine:
 
     def _call(self, call: Callable[[docker.APIClient], T], within_s: float) -> T:
         """A client per call: none is shared by threads, none hangs on another's connection."""
-        client = docker.APIClient(base_url=self.url, timeout=within_s, version=self._version)
-        try:
-            self._version = client.api_version
+        if not self._version:
+            with _client(self.url, _OLDEST, within_s) as client:
+                told = client.version(api_version=False)
+                self._version = min(str(told["ApiVersion"]), _NEWEST, key=_ordered)
+        with _client(self.url, self._version, within_s) as client:
             return call(client)
-        finally:
-            client.close()
 
     async def state(self, name: str) -> dict[str, Any]:
         """Everything that docker knows of a container. Raises GoneError, FaultFailedError."""
@@ -129,6 +133,20 @@ class Engine:
             if loop.time() > deadline:
                 raise FaultFailedError(f"{what} {name}: not done; docker says {_status(seen)}")
             await asyncio.sleep(READ_EVERY_S)
+
+
+@contextlib.contextmanager
+def _client(url: str, version: str, within_s: float) -> Iterator[docker.APIClient]:
+    """Not with version "auto": if nobody answers that leaves its socket open."""
+    client = docker.APIClient(base_url=url, timeout=within_s, version=version)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _ordered(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def _words(error: Exception) -> str:
