@@ -6,6 +6,7 @@ clock would only look like it. Containers have their own kinds (``container.*``)
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
@@ -340,13 +341,26 @@ class NodeFdExhaustion(_AroundProcess):
 
 
 async def _fresh_probe(handle: ProcessHandle) -> Broken | None:
-    """A health probe on a connection of its own: None if it was answered, or how it failed."""
-    request = Request("GET", handle.spec.probe_path)
+    """The first byte on a connection of its own: None if one came, or how it failed.
+
+    Not by the transport, whose pooled connections a starved victim goes on to answer.
+    """
+    host, _, port = handle.spec.address.rpartition(":")
+    writer = None
     try:
-        await handle.transport.linger(handle.spec.address, request, timeout_s=ANSWER_S)
-    except CallFailedError as error:
-        return error.how
-    return None
+        async with asyncio.timeout(ANSWER_S):
+            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            writer.write(f"GET {handle.spec.probe_path} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
+            return None if await reader.read(1) else Broken.CLOSED
+    except TimeoutError:
+        return Broken.TIMEOUT
+    except ConnectionRefusedError:
+        return Broken.REFUSED
+    except OSError:
+        return Broken.RESET
+    finally:
+        if writer is not None:
+            writer.transport.abort()
 
 
 @dataclass(frozen=True, slots=True)

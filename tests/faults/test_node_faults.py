@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 
 import pytest
 from faultscene import plan, play, spec
@@ -10,8 +12,11 @@ from faultscene import plan, play, spec
 from survive.catalog import Catalog
 from survive.chaos import processes
 from survive.contracts import Active, Injection, Needs
+from survive.errors import RefusedError
+from survive.transport import CallFailedError, Request, read_all
 
 HELD = ["node.pause", "node.down"]
+ONE_SHOTS = ["node.kill", "node.restart", "node.rolling_restart"]
 HOSTS = ["virtual", "process"]
 
 
@@ -48,9 +53,96 @@ def test_kill_is_seen_and_the_replica_comes_back(host, tmp_path):
     assert left == []
 
 
-@pytest.mark.parametrize("kind", ["node.kill", *HELD])
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_restart_drains_what_runs_refuses_what_is_new_and_comes_back(host, tmp_path):
+    async def body(scene):
+        [victim, _] = old = scene.driver.replicas("inference")
+        body = {"model": "demo", "max_tokens": 40, "messages": [{"role": "user", "content": "x"}]}
+        ask = Request("POST", "/v1/chat/completions", (), json.dumps(body).encode())
+        running = asyncio.create_task(scene.transport.call(victim.address, ask, timeout_s=5))
+        await asyncio.sleep(0.1)
+        await scene.driver.open(victim, Needs.REPLICA).stop()
+        await asyncio.sleep(0.05)
+        refused = await how(scene, victim.address)
+        status = (await read_whole(await running)).status
+        back = await until(lambda: scene.driver.replicas("inference") != old)
+        return refused, status, back
+
+    _, seen, _ = play(host, tmp_path, body)
+    assert seen == ("refused", 200, True)
+
+
+async def how(scene, address):
+    try:
+        return str((await scene.transport.call(address, Request("GET", "/"), timeout_s=1)).status)
+    except CallFailedError as error:
+        return str(error.how)
+
+
+async def read_whole(answer):
+    await read_all(answer)
+    return answer
+
+
+async def until(holds, within_s=6.0):
+    for _ in range(round(within_s / 0.05)):
+        if holds():
+            return True
+        await asyncio.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_restart_is_seen_by_the_end_of_the_old_process(host, tmp_path):
+    scene, _, left = play(host, tmp_path, lambda s: s.life(plan("node.restart", None), for_s=1))
+    assert scene.looks("before") == ["no"] * 3 and scene.looks("during")[-1] == "yes"
+    assert left == []
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_roll_hits_every_replica_once_the_last_has_come_back(host, tmp_path):
+    async def body(scene):
+        old = scene.driver.replicas("inference")
+        await scene.life(plan("node.rolling_restart", None, pause="200ms"), for_s=0)
+        done = await until(lambda: len(scene.named("fault_injected")) == 3)
+        await until(lambda: all(a != b for a, b in zip(old, now(scene), strict=True)))
+        return done, old, now(scene)
+
+    def now(scene):
+        return scene.driver.replicas("inference")
+
+    scene, (done, old, new), left = play(host, tmp_path, body, target=spec(3))
+    assert done and all(a.pid != b.pid for a, b in zip(old, new, strict=True)) and left == []
+    injected = scene.named("fault_injected")
+    assert [e["target"] for e in injected] == ["inference-0", "inference-1", "inference-2"]
+    assert all(e["error"] is None for e in injected)
+    for former, event in itertools.pairwise(injected):  # restart.after 300 ms, pause 200 ms
+        assert event["began_us"] - former["ended_us"] >= 500_000
+
+
+def test_a_roll_ends_where_a_replica_does_not_come_back(tmp_path):
+    async def body(scene):
+        scene.agent._start_within_us = {"inference": 0}
+        await scene.life(plan("node.rolling_restart", None), for_s=8)
+        return scene.driver.replicas("inference")
+
+    scene, replicas, _ = play("virtual", tmp_path, body, target=spec(3, None))
+    errors = [e["error"] for e in scene.named("fault_injected")]
+    assert errors == [None, *["inference-0 did not come back"] * 2]
+    assert [r.pid for r in replicas] == [1, 2, 3]
+
+
+def test_one_replica_is_no_roll(tmp_path):
+    async def body(scene):
+        with pytest.raises(RefusedError, match="matches nothing"):
+            await scene.agent.preflight(plan("node.rolling_restart", None))
+
+    play("virtual", tmp_path, body, target=spec(1))
+
+
+@pytest.mark.parametrize("kind", [*ONE_SHOTS, *HELD])
 def test_an_inject_that_does_nothing_is_never_seen_active(kind, tmp_path):
-    for_s = None if kind == "node.kill" else 2
+    for_s = None if kind in ONE_SHOTS else 2
     scene, _, _ = play(
         "virtual", tmp_path, lambda s: s.life(plan(kind, for_s)), sabotage=["inject"]
     )
@@ -111,12 +203,12 @@ def look(scene, kind, victim, before=None):
     return fault.observe(injection, scene.driver.open(victim, Needs.REPLICA), before)
 
 
-@pytest.mark.parametrize("kind", ["node.kill", *HELD])
+@pytest.mark.parametrize("kind", ["node.kill", "node.restart", *HELD])
 def test_a_neighbour_of_the_victim_looks_innocent(kind, tmp_path):
     """The negative control: the fault is on, elsewhere."""
 
     async def body(scene):
-        await scene.agent.prepare(plan(kind, None if kind == "node.kill" else 2))
+        await scene.agent.prepare(plan(kind, None if kind in ONE_SHOTS else 2))
         await scene.agent.inject("one")
         hit = scene.named("fault_injected")[0]["target"]
         [other] = [v for v in scene.driver.replicas("inference") if v.replica_id != hit]

@@ -21,10 +21,12 @@ KINDS = {
     "node.kill": "service: inference",
     "node.pause": "service: inference",
     "node.down": "service: retrieval",
+    "node.restart": "service: inference",
+    "node.rolling_restart": "service: inference",
     "gpu.lost": "service: inference",
     "gpu.throttle": "service: inference, with: {slow_down: 3x}",
 }
-HELD = sorted(kind for kind in KINDS if kind != "node.kill")
+HELD = sorted(kind for kind in KINDS if Catalog().fault(kind).held)
 
 PLUGIN = """
 from survive.catalog import Catalog
