@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ from survive import __version__
 from survive.catalog import Catalog
 from survive.chaos.permission import permitted
 from survive.contracts import Json
-from survive.errors import ExitCode, RefusedError, SurviveError
+from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError
 from survive.judge.explain import too_few
 from survive.judge.judge import judge
 from survive.judge.verdict import Verdict
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from survive.host.run import Display
+
+
+# Of a disk, not of our code: full, over quota, a file too long, read-only, broken.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +92,21 @@ def run_scenario(
         return _run_in(context, form, virtual)
     except SurviveError:
         raise
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            return _bug(folder)
+        raise HarnessError(
+            f"the record cannot be written: {error}", hint=f"what was written is in {folder}"
+        ) from error
     except Exception:
-        (folder / "bug.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        click.echo(f"a bug of ours: the traceback is in {folder / 'bug.txt'}", err=True)
-        return ExitCode.BUG
+        return _bug(folder)
+
+
+def _bug(folder: Path) -> ExitCode:
+    """The traceback goes to the run directory; call it while the exception is handled."""
+    (folder / "bug.txt").write_text(traceback.format_exc(), encoding="utf-8")
+    click.echo(f"a bug of ours: the traceback is in {folder / 'bug.txt'}", err=True)
+    return ExitCode.BUG
 
 
 def _run_in(context: RunContext, form: str, virtual: bool) -> ExitCode:

@@ -130,7 +130,11 @@ class Run:
                 },
             },
         )
-        ended, error = await self._guarded()
+        try:
+            ended, error = await self._guarded()
+        except HarnessError:
+            await self._stop_agent({})  # the record cannot even say why; heal all the same
+            raise
         usage = dict(await self._usage()) if ended["ended"] != "agent_died" else {}
         left = await self._stop_agent(ended)
         self.emit("run_ended", {**ended, "usage": usage, "unproven_heals": left})
@@ -259,4 +263,4 @@ async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
 
 def faulted_links(scenario: Scenario) -> frozenset[str]:
     """Names of the links that need a fault proxy in all windows of this run."""
-    return frozenset(f.link for f in scenario.faults.values() if f.link)
+    return frozenset(link for fault in scenario.faults.values() for link in fault.links)

@@ -256,6 +256,12 @@ def _fill_disk(run: Started) -> None:
     resource.prlimit(run.agent(), resource.RLIMIT_FSIZE, (size, size))
 
 
+def _fill_record(run: Started) -> None:
+    """No more room for the record: of survive only, so that the agent can still do its work."""
+    size = run.only("events.ndjson").stat().st_size
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (size, size))
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How a run ends. ``exits`` that are right; ``at``: the event after which ``act`` comes."""
@@ -281,6 +287,7 @@ ENDINGS: dict[str, Ending] = {
     "target-gone": Ending(frozenset({0, 1, 3, 5}), lambda run: _kill_from_ledger(run, proxy=False)),
     "backend-gone": Ending(frozenset({1, 3, 5}), lambda run: _kill_from_ledger(run, proxy=True)),
     "disk-full": Ending(frozenset({3}), _fill_disk, at="phase_started"),
+    "record-full": Ending(frozenset({3}), _fill_record),
 }
 
 
