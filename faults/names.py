@@ -12,28 +12,15 @@ from typing import ClassVar, Protocol
 
 from survive.contracts import Active, Grade, HandleSpec, Injection, Needs, Observation
 from survive.errors import RefusedError
-from survive.units import UnitError
 
 ANSWER_S = 0.3
-_RULES = {
-    "silent": ("OUTPUT -p udp --dport 53 -j DROP", "OUTPUT -p tcp --dport 53 -j DROP"),
-    "refused": (
-        "OUTPUT -p udp --dport 53 -j REJECT --reject-with icmp-port-unreachable",
-        "OUTPUT -p tcp --dport 53 -j REJECT --reject-with tcp-reset",
-    ),
-}
-_SEEN = {"silent": "no answer", "refused": "refused"}
+# Answers, not queries: a query that is dropped where it is sent fails at once, with EPERM.
+_RULES = ("INPUT -p udp --sport 53 -j DROP", "INPUT -p tcp --sport 53 -j DROP")
 
 
 @dataclass(frozen=True, slots=True)
-class DnsFail:
-    """Settings: name servers are ``silent``, or ``refused`` at once."""
-
-    how: str = "silent"
-
-    def __post_init__(self) -> None:
-        if self.how not in _RULES:
-            raise UnitError(f"how is one of: {', '.join(_RULES)}")
+class Nothing:
+    """No settings."""
 
 
 class _Inside(Protocol):
@@ -58,17 +45,17 @@ class NetworkDnsFail:
     needs: ClassVar[Needs] = Needs.REPLICA
     privileges: ClassVar[str] = "root (CAP_NET_ADMIN in the target's own network namespace)"
     keeps_down: ClassVar[bool] = False
-    settings: ClassVar[type] = DnsFail
+    settings: ClassVar[type] = Nothing
     certifies: ClassVar[str] = (
-        "a service copes with names that do not resolve: calls that need a new connection fail, or "
-        "wait for the resolver's own time-outs (glibc: 5 s a try)"
+        "a service copes with name servers that fall silent: calls that need a new connection wait "
+        "for the resolver's own time-outs (glibc: 5 s a try)"
     )
     does_not_certify: ClassVar[str] = (
-        "wrong or stale answers; what the service does over connections that it holds, which need "
-        "no name; targets without isolation: netns, and the virtual host (refused)"
+        "refused, wrong or stale answers; what the service does over connections that it holds, "
+        "which need no name; targets without isolation: netns, and the virtual host (refused)"
     )
 
-    def preflight(self, settings: DnsFail, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
+    def preflight(self, settings: Nothing, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
         """Every victim. Raises RefusedError unless each asks a name server of this run."""
         if not victims or not all(victim.netns and victim.resolver for victim in victims):
             raise RefusedError(
@@ -79,19 +66,19 @@ class NetworkDnsFail:
 
     async def inject(self, injection: Injection, handle: _Replica) -> None:
         """Insert the rules, all or none."""
-        await handle.inside.put(_mark(injection), _RULES[_how(injection)])
+        await handle.inside.put(_mark(injection), _RULES)
 
     async def observe(
         self, injection: Injection, handle: _Replica, before: float | None
     ) -> Observation:
-        """Active if the replica's query fails as it must while the name server answers at home."""
+        """Active if the replica's query gets no answer while the name server answers at home."""
         server, name = handle.spec.resolver.split(" ")
         seen = await handle.inside.lookup(server, name, ANSWER_S)
         text = f"a query from {handle.spec.replica_id}: {seen}"
         if seen == "answered":
             return Observation(Active.NO, text)
         control = await handle.peer.lookup(server, name, ANSWER_S)
-        bites = seen == _SEEN[_how(injection)] and control == "answered"
+        bites = seen == "no answer" and control == "answered"
         text = f"{text}; from the name server's own namespace: {control}"
         return Observation(Active.YES if bites else Active.UNKNOWN, text)
 
@@ -107,7 +94,3 @@ class NetworkDnsFail:
 
 def _mark(injection: Injection) -> str:
     return f"sv-{injection.id}"
-
-
-def _how(injection: Injection) -> str:
-    return str(injection.settings.get("how", "silent"))

@@ -557,7 +557,7 @@ async def disable(driver: Driver, injection: Injection, needs: Needs) -> None:
     """The ladder's second rung: undo by the kind of handle. Raises FaultFailedError."""
     spec = injection.handle
     if in_namespace(injection):
-        await Namespace(spec.netns).clear()
+        await Namespace(spec.netns).clear(f"sv-{injection.id}")
         return
     handle: Any = driver.open(spec, needs)
     if needs in {Needs.GPU, Needs.STAND_IN}:

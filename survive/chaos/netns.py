@@ -133,8 +133,10 @@ class Namespace:
             os.close(fd)
 
     def alive(self) -> bool:
-        """Its holder is there."""
+        """Its holder is there. Raises FaultFailedError for the host's own, which has none."""
         pid, _, began = self._holder.partition(":")
+        if not began:
+            raise FaultFailedError("the host's own network namespace is left alone")
         return processes.exists(int(pid), int(began))
 
     async def run(self, argv: Sequence[str], text: str = "") -> str:
@@ -156,26 +158,22 @@ class Namespace:
 
     async def take(self, mark: str) -> None:
         """Delete the rules that bear a mark; none, or the namespace gone, is success."""
-        await self._delete(lambda comment: comment == mark)
-
-    async def clear(self) -> None:
-        """Delete every rule and queue of ours; a namespace that is gone has none."""
-        await self._delete(lambda comment: comment.startswith("sv-"))
-        if self.alive():
-            with contextlib.suppress(FaultFailedError):  # none was there
-                await self.run(["tc", "qdisc", "del", "dev", "eth0", "root"])
-
-    async def _delete(self, ours: Callable[[str], bool]) -> None:
         if not self.alive():
             return
         try:
             listed = (await self.run(["iptables", "-w", "1", "-S"])).splitlines()
-            rules = [line for line in listed if ours(_comment(line))]
+            rules = [line for line in listed if _comment(line) == mark]
             if rules:
                 await self._restore([f"-D {rule.removeprefix('-A ')}" for rule in rules])
         except FaultFailedError:
             if self.alive():
                 raise
+
+    async def clear(self, mark: str) -> None:
+        """Without the fault: its rules, and any queue that delays; gone is success."""
+        await self.take(mark)
+        if self.alive() and "netem" in await self.run(["tc", "qdisc", "show", "dev", "eth0"]):
+            await self.run(["tc", "qdisc", "del", "dev", "eth0", "root"])
 
     async def _restore(self, lines: Sequence[str]) -> None:
         text = "\n".join(["*filter", *lines, "COMMIT", ""])
