@@ -187,7 +187,7 @@ class Agent:
             return [whole]
         if fault.needs is Needs.LINK:
             # In a namespace there are no proxies, and rules are for a target's own namespace only.
-            listeners = self._driver.listeners(plan.link)
+            listeners = self._listeners(plan)
             chosen = [spec for spec in listeners if bool(spec.netns) is bool(fault.privileges)]
             if listeners and not chosen and not fault.privileges:
                 raise RefusedError(
@@ -295,11 +295,15 @@ class Agent:
         if life.fault.needs is Needs.TARGET:
             return spec
         known = (
-            self._driver.listeners(life.plan.link)
+            self._listeners(life.plan)
             if life.fault.needs is Needs.LINK
             else self._driver.replicas(life.plan.service)
         )
-        return next((now for now in known if now.replica == spec.replica), spec)
+        which = (spec.link, spec.replica)
+        return next((now for now in known if (now.link, now.replica) == which), spec)
+
+    def _listeners(self, plan: FaultPlan) -> list[HandleSpec]:
+        return [spec for link in plan.links for spec in self._driver.listeners(link)]
 
     async def _inject_one(self, hit: _Hit) -> None:
         began_us, error = self._clock.now_us(), None

@@ -11,6 +11,7 @@ from survive.contracts import Fault, Needs
 from survive.errors import SurviveError
 from survive.scenario.check import Check
 from survive.scenario.model import (
+    LINKS_JOINED_BY,
     FaultPlan,
     LoadSpec,
     Objective,
@@ -53,7 +54,7 @@ def _fault(check: Check, name: str, model: FaultModel, load: LoadSpec) -> list[F
         at_us=at_us or 0,
         for_us=model.for_,
         service=model.service or "",
-        link=model.link or "",
+        link=LINKS_JOINED_BY.join(model.link or ()),
         count=model.count or 1,
         settings=dict(model.with_),
     )
@@ -190,11 +191,23 @@ def _check_victims(check: Check, path: Loc, model: FaultModel, fault: Fault | No
         check.wrong((*path, "service"), f"unknown service {model.service!r}", hint)
     elif model.service is not None and check.knows("services", model.service):
         _check_service(check, path, model, fault, check.spec.services[model.service])
-    if model.link is not None and model.link not in check.links and check.knows("entry"):
-        hint = nearest(model.link, check.links)
+    _check_links(check, path, model)
+
+
+def _check_links(check: Check, path: Loc, model: FaultModel) -> None:
+    """Each is one of the target's, and named once."""
+    links = model.link or []
+    if model.link is not None and not links:
+        check.wrong((*path, "link"), "names no link", _choices(check, "link"))
+    if len(set(links)) < len(links):
+        check.wrong((*path, "link"), "names a link twice")
+    for link in links if check.knows("entry") else ():
+        if link in check.links:
+            continue
+        hint = nearest(link, check.links)
         if check.spec.driver == "external":
             hint = f"of an external target only {check.spec.entry_link} can be hit"
-        check.wrong((*path, "link"), f"unknown link {model.link!r}", hint)
+        check.wrong((*path, "link"), f"unknown link {link!r}", hint)
 
 
 def _check_service(

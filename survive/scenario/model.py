@@ -81,6 +81,9 @@ class LoadSpec:
         return self.phases[-1].end_us
 
 
+LINKS_JOINED_BY = ", "  # no name of a service holds a comma
+
+
 @dataclass(frozen=True, slots=True)
 class FaultPlan:
     """One fault of the scenario, its time resolved to the run's clock."""
@@ -90,10 +93,15 @@ class FaultPlan:
     at_us: int
     for_us: int | None  # None = one-shot
     service: str = ""
-    link: str = ""  # "gateway -> inference"
+    link: str = ""  # "gateway -> inference"; of several "a -> b, c -> d"
     count: int = 1  # victims of a replica or GPU fault
     settings: Mapping[str, Json] = field(default_factory=dict)  # as written; see `parse_settings`
     pool: str = ""  # of a repeated fault (`x#1`): the scenario's own name for all of them (`x`)
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """The links that it is on."""
+        return tuple(self.link.split(LINKS_JOINED_BY)) if self.link else ()
 
     @property
     def until_us(self) -> int | None:

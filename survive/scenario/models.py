@@ -286,7 +286,9 @@ class FaultModel(Strict):
 
     kind: Text = Field(description="The kind, like network.latency; `survive faults` lists all.")
     service: Text | None = Field(None, description="Whose replicas (or their GPUs) are hit.")
-    link: Text | None = Field(None, description="The link that is hit, like gateway -> inference.")
+    link: Names | None = Field(
+        None, description="The link that is hit, like gateway -> inference, or a list of them."
+    )
     count: int | None = Field(
         None, ge=1, le=1000, description="How many replicas of the service. Default 1."
     )
