@@ -7,12 +7,15 @@ read from the run's own event log.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from killtools import Started, heal
+from killtools import ROOT, Started, heal
 
 FAULTS = {
     "network.latency": "link: gateway -> inference, with: {latency: 200ms}, for: 3s",
@@ -163,3 +166,50 @@ def test_the_cancel_sequence_when_survive_itself_is_stuck(start):
     run.process.kill()
     assert_clean(run, 1.0)
     assert_host_is_clean()
+
+
+def survive(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "survive", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_halt_stops_a_run_and_no_other_begins_until_cleared(start):
+    run = start("node.pause")
+    run.until("fault_injected")
+    halted = survive("halt")
+    assert halted.returncode == 0, halted.stdout + halted.stderr
+    assert f"{run.run_id}: stopped and healed" in halted.stdout
+    assert run.process.wait(1) == 143, run.output()
+    assert_clean(run, 0.1)
+    assert "heal_proven" in run.events()
+    again = ("run", str(run.folder / "kill.survive.yaml"), "--out", str(run.folder / "again"))
+    refused = survive(*again)
+    assert refused.returncode == 6, refused.stdout + refused.stderr
+    assert "survive halt --clear" in refused.stderr
+    assert survive("halt", "--clear").returncode == 0
+    after = run.folder / "after"
+    after.mkdir()
+    shutil.copy(run.folder / "kill.survive.yaml", after)
+    started = Started(after / "kill.survive.yaml", least=6)
+    try:
+        started.until("phase_started")
+    finally:
+        started.close()
+
+
+def test_halt_of_a_run_whose_survive_is_frozen(start):
+    """It cannot answer: its agent heals, and it is killed."""
+    run = start("node.pause")
+    run.until("fault_injected")
+    os.kill(run.process.pid, signal.SIGSTOP)
+    halted = survive("halt")
+    assert halted.returncode == 0, halted.stdout + halted.stderr
+    assert "did not answer; its agent healed" in halted.stdout
+    assert run.process.wait(1) == -signal.SIGKILL
+    assert_clean(run, 0.5)
