@@ -240,6 +240,8 @@ def undo_by_hand(injection: Injection) -> str:
     if injection.kind == "node.disk_full":
         path = Path(str(injection.settings.get("path", ""))) / fill_name(injection)
         return f"rm -f {shlex.quote(str(path))}"
+    if injection.kind == "node.clock_skew":
+        return f"echo +0 > {shlex.quote(str(injection.settings.get('file', '')))}"
     return ""
 
 
