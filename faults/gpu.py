@@ -232,7 +232,7 @@ class GpuVramPressure(_OnGpu):
         "longer queues, 500 for what cannot fit"
     )
     does_not_certify: ClassVar[str] = (
-        "any real GPU or its memory; preemption or swapping of sequences, which the stand-in does not do"
+        "any real GPU or its memory; preemption or swapping of sequences: the stand-in does neither"
     )
 
     async def inject(self, injection: Injection, handle: GpuHandle) -> None:

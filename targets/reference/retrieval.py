@@ -81,7 +81,8 @@ class Retrieval:
         self._stand_in = stand_in
         self._unseen: dict[str, str] = {}  # by id: accepted, and not indexed yet
         self._past: sqlite3.Connection | None = None  # what searches see while it is stale
-        self._db = sqlite3.connect(":memory:")
+        # Autocommit: a copy cannot be made of a store within a transaction.
+        self._db = sqlite3.connect(":memory:", isolation_level=None)
         self._db.execute("CREATE VIRTUAL TABLE documents USING fts5(id UNINDEXED, text)")
         self._rows: dict[str, int] = {}
         self._added = 0

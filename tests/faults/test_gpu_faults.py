@@ -68,7 +68,7 @@ def test_a_deadly_xid_ends_the_process_and_its_heal_brings_it_back(kind, setting
         for node in before if host == "virtual" else []:
             node.on_end = lambda why, told=node.on_end: (ended.append(why), told(why))
         await scene.life(plan(kind, **settings), for_s=2.5)
-        return ended or [process.how for process in before if process.how]
+        return list(ended) or [process.how for process in before if process.how]
 
     scene, how, left = play(host, tmp_path, body)
     assert how == [f"exited with {1 if settings['death'] == 'red' else 0}"]
