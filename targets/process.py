@@ -362,7 +362,7 @@ class Driver:
         env = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         env["PYTHONUNBUFFERED"] = "1"  # so that a killed program's last lines are in its log
         env |= {name: value.replace("{port}", port) for name, value in replica.env.items()}
-        env |= {"PORT": port, "HOST": replica.host}
+        env["PORT"] = port
         if service.run:
             filled = (part.replace("{port}", port) for part in service.run)
             return [part.replace("{host}", replica.host) for part in filled], env

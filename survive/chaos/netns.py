@@ -35,6 +35,7 @@ from survive.transport import Broken, Transport
 T = TypeVar("T")
 TOOL_S = 1.5  # of one ip or iptables; 10 ms are usual
 LINK_GONE_S = 1.0  # from the end of a namespace to that of its interfaces; 50 ms are usual
+_DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 _NET = Path("/sys/class/net")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -69,16 +70,20 @@ async def _link_gone(run_id: str) -> bool:
 
 
 async def tool(argv: Sequence[str], text: str = "", fds: Sequence[int] = ()) -> str:
-    """What a program says on stdout. Raises FaultFailedError with its last line on stderr."""
+    """What a program says on stdout. Raises FaultFailedError with its first line on stderr.
+
+    It dies with this process: a rule must not appear after whoever ordered it was given up.
+    ``setpriv`` and no ``preexec_fn``, as looks are threads.
+    """
     name = next(part for part in argv if part != "nsenter" and not part.startswith("-"))
     try:
         process = await asyncio.create_subprocess_exec(
+            *_DIE_WITH_PARENT,
             *argv,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             pass_fds=tuple(fds),
-            preexec_fn=processes.die_with_parent,
         )
     except OSError as error:
         raise FaultFailedError(f"{name} cannot be started: {error.strerror}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import os
@@ -22,7 +23,7 @@ from survive.chaos.netns import Namespace
 from survive.contracts import Active, FaultFailedError, Injection
 from survive.errors import RefusedError
 from survive.scenario.model import FaultPlan, Health, Link, Service, TargetSpec
-from survive.transport import Request, read_all
+from survive.transport import CallFailedError, Request, read_all
 
 ROOT = Path(__file__).resolve().parents[2]
 SECOND = 1_000_000
@@ -32,7 +33,7 @@ def missing() -> str:
     """What this host lacks; "" if it can."""
     if os.geteuid() != 0:
         return "not root"
-    tools = ("ip", "tc", "iptables", "unshare", "nsenter")
+    tools = ("ip", "tc", "iptables", "unshare", "nsenter", "setpriv")
     absent = [name for name in tools if shutil.which(name) is None]
     if absent:
         return f"no {', '.join(absent)} (apt-get install iptables iproute2)"
@@ -168,8 +169,27 @@ def test_a_fault_is_where_it_should_be_and_nowhere_else(tmp_path):
         assert (await ask(scene, entry, "/leaf"))[0] == 502  # the caller is cut off
         assert (await ask(scene, entry, "/health"))[0] == 200  # itself it is well
         assert (await ask(scene, leaf, "/health"))[0] == 200  # others reach the callee
+        assert written_on_the_host() == []
         await scene.agent.heal("one")
         assert await ask(scene, entry, "/leaf") == (200, b"ok")
+
+    play(tmp_path, body)
+
+
+def test_a_replica_that_was_killed_comes_back_where_it_was(tmp_path):
+    async def body(scene):
+        old = scene.driver.replicas("leaf")[0]
+        os.kill(old.pid, signal.SIGKILL)
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            now = scene.driver.replicas("leaf")[0]
+            with contextlib.suppress(CallFailedError):
+                if now.pid != old.pid and (await ask(scene, now.address, "/health"))[0] == 200:
+                    break
+        else:
+            raise AssertionError("it never came back")
+        assert replace(now, pid=old.pid, start_time=old.start_time) == old
+        assert (await ask(scene, scene.driver.entry(), "/leaf"))[0] == 200
 
     play(tmp_path, body)
 
