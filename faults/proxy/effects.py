@@ -25,6 +25,7 @@ from typing import Any, ClassVar, TypeAlias
 HELD = math.inf  # until the toxic is taken off
 HELD_MAX = 1024  # pieces held back before the service has to wait
 WHOLE_MAX = 1 << 20  # bytes of one event or document that are kept together; longer ones pass
+TICK_S = 1e-6  # a timer may fire so much before its time, a virtual clock being in whole ns
 PACE_S = 0.05  # a paced answer leaves in pieces of this time
 PPM = 1_000_000
 
@@ -490,7 +491,7 @@ class Hit:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now = self._loop.time()
+        now = self._loop.time() + TICK_S
         while self._held and self._held[0][0] <= now:
             item = self._held.popleft()[1]
             self.done = isinstance(item, Mark)
