@@ -8,6 +8,7 @@ store give old answers. They are proven by writes and searches straight to the s
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from .network import NetworkLatency
 
 ANSWER_S = 0.45  # two calls fit in a look (1 s)
 GLANCE_S = 0.3  # three do
+_NUMBERS = itertools.count()
 FROZEN_MS = 24 * 3600 * 1000  # longer than any run
 
 
@@ -160,7 +162,9 @@ class _OnStore(_Dependency):
         try:
             await handle.set_state(**{self.switch: False})
         except FaultFailedError:
-            seen, _ = await _ask(handle, handle.spec.address, Request("GET", handle.spec.probe_path))
+            seen, _ = await _ask(
+                handle, handle.spec.address, Request("GET", handle.spec.probe_path)
+            )
             if seen is not Broken.REFUSED:
                 raise
 
@@ -176,7 +180,8 @@ class _HidesWrites(_OnStore):
         self, injection: Injection, handle: StandInHandle, before: float | None
     ) -> Observation:
         """Active if a write is accepted and the very next search does not find it."""
-        word = f"canary{handle.clock.now_us()}x{handle.spec.replica}"
+        # In virtual time two looks may share their moment, in real time two children a number.
+        word = f"canary{handle.clock.now_us()}x{next(_NUMBERS)}"
         wrote, _ = await _ask(handle, handle.spec.address, _write(injection, word), GLANCE_S)
         found, body = await _ask(handle, handle.spec.address, _search(word), GLANCE_S)
         where = f"{handle.spec.replica_id} (stand-in)"

@@ -213,8 +213,10 @@ def test_what_is_simulated_says_so_and_what_works_on_any_stack_is_emulated():
         on_link = fault.needs is Needs.LINK
         assert fault.grade is (Grade.EMULATED if on_link else Grade.SIMULATED)
         assert fault.layer == kind.partition(".")[0] and fault.held
-        assert fault.preflight(fault.settings, [HandleSpec("process", "s", 0, "x")] * on_link) != []\
+        assert (
+            fault.preflight(fault.settings, [HandleSpec("process", "s", 0, "x")] * on_link) != []
             or not on_link
+        )
 
 
 @pytest.mark.parametrize("delay", ["0ms", "500us"])
