@@ -80,6 +80,9 @@ class Block:
         below = {name for inner in self.raw.values() if isinstance(inner, dict) for name in inner}
         return set(self.raw) | below
 
+    def __str__(self) -> str:
+        return ", ".join(self.raw) or "none"
+
     def literals(self) -> Iterator[str]:
         """Names whose values are written out."""
         for name, value in self.raw.items():
