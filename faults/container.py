@@ -24,14 +24,16 @@ from survive.errors import RefusedError
 from survive.transport import Broken, CallFailedError, Request, read_all
 
 ANSWER_S = 0.25  # a health probe that takes longer is no answer
+FULL = 0.9  # of a memory limit: the kernel takes pages back in batches, so use stays just below
 _NO_TWIN = "; no twin on the virtual host, where it is refused"
 
 
 class _Limit(Protocol):
-    """What the kernel holds a control group to (None = nothing), and how often it had to."""
+    """What the kernel holds a control group to (None = nothing), how often it had to, its use."""
 
     value: float | None
     hits: int
+    used: int  # bytes, of memory only
 
 
 class ContainerHandle(ReplicaHandle, Protocol):
@@ -195,7 +197,7 @@ class ContainerCpu:
     ) -> Observation:
         """Active if the kernel holds it to that, and has throttled it since."""
         seen = await handle.cpu_seen()
-        return _bites(seen, _number(injection, "cpus"), before, f"{handle.spec.replica_id} CPUs")
+        return _bites(seen, _number(injection, "cpus"), before, f"CPUs of {handle.spec.replica_id}")
 
     async def heal(self, injection: Injection, handle: ContainerHandle) -> None:
         """Back to the compose file's limit."""
@@ -234,8 +236,8 @@ class ContainerMemory:
     )
     does_not_certify: ClassVar[str] = (
         "a host that is out of memory; a leak's slow growth; anything while the container stays "
-        "below its limit (inconclusive); a limit that is less than it uses now may not take "
-        "(control groups, version 1): that is a failed inject" + _NO_TWIN
+        "below nine tenths of its limit (inconclusive); a limit that is less than it uses now may "
+        "not take (control groups, version 1): that is a failed inject" + _NO_TWIN
     )
     settings: ClassVar[type] = MemorySettings
 
@@ -252,9 +254,9 @@ class ContainerMemory:
     async def observe(
         self, injection: Injection, handle: ContainerHandle, before: float | None
     ) -> Observation:
-        """Active if the kernel holds it to that, and an allocation has met it since."""
+        """Active if the kernel holds it to that, and it is at the limit or has met it since."""
         seen = await handle.memory_seen()
-        return _bites(seen, _bytes(injection), before, f"{handle.spec.replica_id} bytes")
+        return _bites(seen, _bytes(injection), before, f"bytes of {handle.spec.replica_id}")
 
     async def heal(self, injection: Injection, handle: ContainerHandle) -> None:
         """Back to the compose file's limit, else to the host's whole memory."""
@@ -316,12 +318,12 @@ def _bites(seen: _Limit | None, asked: float, before: float | None, what: str) -
     """A limit is a fault only once it holds something back; ``value`` counts how often it did."""
     if seen is None:
         return Observation(Active.UNKNOWN, f"{what}: its process is gone")
-    shown = f"{what}: limit {seen.value or 'none'}, {seen.hits} hits"
+    shown = f"{what}: limit {seen.value or 'none'}, {seen.hits} hits, {seen.used} used"
     if seen.value is None or seen.value > asked * 1.01:
         return Observation(Active.NO, shown, seen.hits)
-    if before is None or seen.hits <= before:
-        return Observation(Active.UNKNOWN, f"{shown}: in force, but it wants no more", seen.hits)
-    return Observation(Active.YES, f"{shown}, {before:g} before", seen.hits)
+    if before is not None and (seen.hits > before or seen.used >= FULL * seen.value):
+        return Observation(Active.YES, f"{shown}; {before:g} hits before", seen.hits)
+    return Observation(Active.UNKNOWN, f"{shown}: in force, but it wants no more", seen.hits)
 
 
 def _number(injection: Injection, name: str) -> float:

@@ -17,10 +17,15 @@ _NO_LIMIT = 1 << 60  # version 1 writes "none" as the largest multiple of a page
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit in force (None = none), and how often the kernel has held the group back by it."""
+    """A limit in force (None = none), and how often the kernel has held the group back by it.
+
+    ``used``: bytes in use, of memory only. Version 1 of control groups on recent kernels (seen on
+    6.18) counts no hits of memory limits, so that use at the limit is the other sign.
+    """
 
     value: float | None
     hits: int
+    used: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +61,18 @@ class Cgroups:
     def memory(self) -> Limit | None:
         """Bytes; hits = how often an allocation met the limit."""
         limit, hits = self._read("memory", "memory.limit_in_bytes"), 0
+        used = self._read("memory", "memory.usage_in_bytes") or self._read("", "memory.current")
         if limit is not None:
-            hits = int(self._read("memory", "memory.failcnt") or 0)
+            # Memory with swap is charged first: a limit on both is met there.
+            files = ("memory.failcnt", "memory.memsw.failcnt")
+            hits = sum(int(self._read("memory", name) or 0) for name in files)
         else:
             limit = self._read("", "memory.max")
             hits = _pairs(self._read("", "memory.events")).get("max", 0)
         if limit is None:
             return None
         limited = limit.strip() != "max" and int(limit) < _NO_LIMIT
-        return Limit(int(limit) if limited else None, hits)
+        return Limit(int(limit) if limited else None, hits, int(used or 0))
 
     def used_cpu_s(self) -> float:
         """CPU seconds of the whole group; 0.0 if unknown."""

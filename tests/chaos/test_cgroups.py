@@ -28,7 +28,9 @@ def version_1(folder, **changed):
         f"{at}/cpu.stat": "nr_periods 9\nnr_throttled 4\nthrottled_time 12\n",
         f"{at}/cpuacct.usage": "1500000000\n",
         "memory/docker/x/memory.limit_in_bytes": "67108864\n",
-        "memory/docker/x/memory.failcnt": "3\n",
+        "memory/docker/x/memory.failcnt": "1\n",
+        "memory/docker/x/memory.memsw.failcnt": "2\n",
+        "memory/docker/x/memory.usage_in_bytes": "66000000\n",
         "freezer/docker/x/freezer.state": "FROZEN\n",
     }
     return group(folder, lines, {**files, **changed})
@@ -39,6 +41,7 @@ def version_2(folder, **changed):
         "s/x/cpu.max": "20000 100000\n",
         "s/x/cpu.stat": "usage_usec 1500000\nnr_periods 9\nnr_throttled 4\n",
         "s/x/memory.max": "67108864\n",
+        "s/x/memory.current": "66000000\n",
         "s/x/memory.events": "low 0\nhigh 0\nmax 3\noom 0\n",
         "s/x/cgroup.events": "populated 1\nfrozen 1\n",
     }
@@ -49,7 +52,7 @@ def version_2(folder, **changed):
 def test_limits_and_how_often_they_bit(tmp_path, version):
     seen = version(tmp_path)
     assert seen.cpu() == Limit(0.2, 4)
-    assert seen.memory() == Limit(64 << 20, 3)
+    assert seen.memory() == Limit(64 << 20, 3, 66_000_000)
     assert seen.frozen() is True
     assert seen.used_cpu_s() == 1.5
 
@@ -63,14 +66,22 @@ def test_no_limit_is_none_version_1(tmp_path):
             "freezer/docker/x/freezer.state": "THAWED\n",
         },
     )
-    assert (seen.cpu(), seen.memory(), seen.frozen()) == (Limit(None, 4), Limit(None, 3), False)
+    assert (seen.cpu(), seen.memory(), seen.frozen()) == (
+        Limit(None, 4),
+        Limit(None, 3, 66_000_000),
+        False,
+    )
 
 
 def test_no_limit_is_none_version_2(tmp_path):
     changed = {"s/x/cpu.max": "max 100000\n", "s/x/memory.max": "max\n"}
     changed["s/x/cgroup.events"] = "populated 1\nfrozen 0\n"
     seen = version_2(tmp_path, **changed)
-    assert (seen.cpu(), seen.memory(), seen.frozen()) == (Limit(None, 4), Limit(None, 3), False)
+    assert (seen.cpu(), seen.memory(), seen.frozen()) == (
+        Limit(None, 4),
+        Limit(None, 3, 66_000_000),
+        False,
+    )
 
 
 def test_what_cannot_be_read_is_never_guessed(tmp_path):

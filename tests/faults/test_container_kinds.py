@@ -80,6 +80,16 @@ def test_a_limit_is_active_only_once_it_held_something_back(limit, before, activ
 
 
 @pytest.mark.parametrize(
+    ("used", "active"), [(63 << 20, Active.YES), (50 << 20, Active.UNKNOWN), (0, Active.UNKNOWN)]
+)
+def test_memory_at_its_limit_is_active_where_the_kernel_counts_no_hits(used, active):
+    fault = Catalog(None).fault("container.memory")
+    handle = Seen(Limit(64 << 20, 0, used))
+    seen = asyncio.run(fault.observe(injection("container.memory"), handle, 0.0))
+    assert seen.active is active
+
+
+@pytest.mark.parametrize(
     ("kind", "wrong"), [("container.cpu", {"cpus": 0.001}), ("container.memory", {"mib": 2})]
 )
 def test_limits_that_docker_refuses_are_errors_of_the_file(kind, wrong):
