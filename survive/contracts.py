@@ -84,6 +84,7 @@ class HandleSpec:
     via: str = ""
     proxy: str = ""
     proxy_name: str = ""
+    lent: bool = False  # the proxy's server is not ours: nothing of others is touched, or killed
     pid: int = 0
     start_time: int = 0
     container: str = ""  # its name, if the replica is one; pid is that of its first process

@@ -26,7 +26,6 @@ from survive.chaos import containers, processes
 from survive.chaos.cgroups import Cgroups
 from survive.chaos.containers import Engine
 from survive.chaos.handles import open_handle
-from survive.chaos.toxiproxy import ProxyServer
 from survive.contracts import FaultFailedError, Handle, HandleSpec, Needs
 from survive.errors import HarnessError, RefusedError
 from survive.host.driver import DriverContext, TargetUnhealthyError
@@ -87,7 +86,7 @@ class Driver:
         self._replicas: dict[str, list[_Replica]] = {}
         self._listeners: dict[str, list[HandleSpec]] = {}
         self._supervisors: list[asyncio.Task[None]] = []
-        self._proxy: ProxyServer | None = None
+        self._proxy: wiring.FaultProxy | None = None
         self._gateway = ""
         self._made = False
         self._stop_lock = asyncio.Lock()
@@ -181,9 +180,7 @@ class Driver:
                 for number in range(service.replicas)
             ]
         if context.links:
-            self._proxy = await ProxyServer.start(
-                context.run_id, context.started, logs / "fault-proxy.log", seed=context.seed
-            )
+            self._proxy = await wiring.start_proxy(context, logs / "fault-proxy.log")
         for group in wiring.start_order(spec):
             for service in group:
                 await self._wire(service)
@@ -258,6 +255,7 @@ class Driver:
                     via=via,
                     proxy=self._proxy.api,
                     name=name,
+                    lent=bool(self._context.spec.toxiproxy),
                 )
             )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from survive.chaos.handles import open_handle
-from survive.chaos.toxiproxy import ProxyServer
 from survive.contracts import Handle, HandleSpec, Needs
 from survive.errors import RefusedError
 from survive.host.driver import DriverContext
@@ -23,7 +22,7 @@ class Driver:
         self._context = context
         self._addresses: dict[str, str] = {}
         self._listeners: list[HandleSpec] = []
-        self._proxy: ProxyServer | None = None
+        self._proxy: wiring.FaultProxy | None = None
 
     async def start(self) -> None:
         """All services healthy. Raises TargetUnhealthyError, RefusedError."""
@@ -94,9 +93,7 @@ class Driver:
         context = self._context
         logs = context.scratch / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        self._proxy = await ProxyServer.start(
-            context.run_id, context.started, logs / "fault-proxy.log", seed=context.seed
-        )
+        self._proxy = await wiring.start_proxy(context, logs / "fault-proxy.log")
         link, address = context.spec.entry_link, self._addresses[service.name]
         name = wiring.proxy_name(context.run_id, link, 0)
         via = await self._proxy.create(name, address)
@@ -110,6 +107,7 @@ class Driver:
                 via=via,
                 proxy=self._proxy.api,
                 name=name,
+                lent=bool(self._context.spec.toxiproxy),
             )
         ]
 

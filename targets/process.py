@@ -22,7 +22,6 @@ import survive
 from survive.chaos import processes
 from survive.chaos.handles import open_handle
 from survive.chaos.pressure import cpu_group, open_file_limit
-from survive.chaos.toxiproxy import ProxyServer
 from survive.contracts import Handle, HandleSpec, Needs
 from survive.errors import HarnessError, RefusedError
 from survive.host.driver import DriverContext, TargetUnhealthyError
@@ -138,7 +137,7 @@ class Driver:
         self._replicas: dict[str, list[_Replica]] = {}
         self._listeners: dict[str, list[HandleSpec]] = {}
         self._supervisors: list[asyncio.Task[None]] = []
-        self._proxy: ProxyServer | None = None
+        self._proxy: wiring.FaultProxy | None = None
         self._network: isolation.Network | None = None
         self._stopping = False
         self._stop_lock = asyncio.Lock()
@@ -160,8 +159,10 @@ class Driver:
                 task.cancel()
             await asyncio.gather(*supervisors, return_exceptions=True)
             proxy, self._proxy = self._proxy, None
-            await asyncio.gather(self._end_processes(), *([proxy.stop()] if proxy else []))
-            self._end_strays()
+            try:
+                await asyncio.gather(self._end_processes(), *([proxy.stop()] if proxy else []))
+            finally:
+                self._end_strays()
             network, self._network = self._network, None
             if network is not None:
                 await network.stop()
@@ -216,9 +217,7 @@ class Driver:
         if spec.isolation:
             await self._isolate()
         elif context.links:
-            self._proxy = await ProxyServer.start(
-                context.run_id, context.started, logs / "fault-proxy.log", seed=context.seed
-            )
+            self._proxy = await wiring.start_proxy(context, logs / "fault-proxy.log")
         for group in wiring.start_order(spec):
             for service in group:
                 await self._wire(service)
@@ -277,6 +276,7 @@ class Driver:
                     via=via,
                     proxy=self._proxy.api,
                     name=name,
+                    lent=bool(self._context.spec.toxiproxy),
                 )
             )
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from survive.contracts import HandleSpec
 from survive.errors import RefusedError
 from survive.host.driver import DriverContext, TargetUnhealthyError
 from survive.scenario.model import Link, Service, TargetSpec
 from survive.transport import CallFailedError, Request, Transport, read_all
+
+if TYPE_CHECKING:
+    from survive.chaos.lent import LentProxies
+    from survive.chaos.toxiproxy import ProxyServer
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _HEALTH_EVERY_S = 0.05
@@ -118,6 +123,7 @@ def link_spec(
     via: str,
     proxy: str = "",
     name: str = "",
+    lent: bool = False,
 ) -> HandleSpec:
     """One listener of a link as plain data."""
     return HandleSpec(
@@ -130,7 +136,26 @@ def link_spec(
         via=via,
         proxy=proxy,
         proxy_name=name,
+        lent=lent,
     )
+
+
+FaultProxy: TypeAlias = "ProxyServer | LentProxies"
+
+
+async def start_proxy(context: DriverContext, log: Path) -> FaultProxy:
+    """The run's fault proxy: the embedded one, or proxies on the target's own Toxiproxy server.
+
+    Raises HarnessError, RefusedError.
+    """
+    from survive.chaos.lent import LentProxies  # their library is slow to import
+    from survive.chaos.toxiproxy import ProxyServer
+
+    spec = context.spec
+    if not spec.toxiproxy:
+        return await ProxyServer.start(context.run_id, context.started, log, seed=context.seed)
+    address = resolve(spec.toxiproxy, context.env, f"proxy of target {spec.name}")
+    return await LentProxies.start(context.run_id, address, spec.allow_hosts, context.making)
 
 
 async def healthy(transport: Transport, address: str, path: str, *, timeout_s: float) -> str:

@@ -468,6 +468,10 @@ class Agent:
             await disable(self._driver, hit.injection, needs)
         elif in_namespace(hit.injection):
             Namespace(spec.netns).end()
+        elif needs is Needs.LINK and spec.lent:
+            from survive.chaos.lent import clean  # its library is slow to import
+
+            await clean(self._run_id, spec.proxy)  # the run's own proxies: the server is not ours
         elif needs is Needs.LINK:
             self._kill_proxies()
         elif needs is Needs.TARGET:
@@ -533,7 +537,9 @@ class Agent:
         hits = {hit.injection.id: hit for life in self._lives.values() for hit in life.hits}
         for entry in self._unproven:
             spec = hits[entry["injection"]].injection.handle
-            if entry["by_hand"] and spec.pid and not processes.exists(spec.pid, spec.start_time):
+            stays = _outlives(self._lives[entry["fault"]].fault)
+            gone = spec.pid and not processes.exists(spec.pid, spec.start_time)
+            if entry["by_hand"] and gone and not stays:
                 entry.update(by_hand="", why=entry["why"] + "; went with the target")
 
 
@@ -550,6 +556,11 @@ def _rolls(fault: Fault) -> bool:
 def _follows(fault: Fault) -> bool:
     """It sits in the very process that it hit, and ends with it."""
     return fault.held and not fault.keeps_down and fault.needs in {Needs.REPLICA, Needs.GPU}
+
+
+def _outlives(fault: Fault) -> bool:
+    """Something of it stays behind a dead victim."""
+    return bool(getattr(fault, "outlives_victim", False))
 
 
 def _same(one: HandleSpec, other: HandleSpec) -> bool:

@@ -16,6 +16,7 @@ CLEAN_S = 10.0  # DESIGN §9.3: containers; everything else is far faster
 
 _MODULES = {
     "containers": "survive.chaos.containers",  # name: the URL of their docker daemon
+    "toxiproxy": "survive.chaos.lent",  # name: host:port of a Toxiproxy server
 }
 
 

@@ -210,6 +210,8 @@ def by_hand(injection: Injection) -> str:
     if spec.netns and injection.kind.startswith("network."):
         enter = f"nsenter --net=/proc/{spec.netns.partition(':')[0]}/ns/net"
         return f"{enter} sh -c 'iptables -F; tc qdisc del dev eth0 root'"
+    if spec.lent:
+        return f"curl -sS -X DELETE http://{spec.proxy}/proxies/{spec.proxy_name}"
     if spec.proxy:
         return f"curl -sS -X POST http://{spec.proxy}/reset"
     family = injection.kind.partition(".")[0]

@@ -347,6 +347,9 @@ def _went(injection: Injection, story: Story) -> bool:
     if spec.pid:
         gone = not processes.exists(spec.pid, spec.start_time)
         return gone and not _outlives(injection, story)
+    if spec.lent:
+        # It went with its proxy, and that is looked for, and told of, as a thing of its own.
+        return ("toxiproxy", spec.proxy) in story.resources
     proxies = [process for label, process in story.processes if label == PROXY]
     return bool(spec.proxy and proxies) and not any(process.alive() for process in proxies)
 

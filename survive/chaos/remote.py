@@ -126,6 +126,7 @@ def target_to_json(spec: TargetSpec) -> dict[str, Json]:
         "weaknesses": list(spec.weaknesses),
         "folder": str(spec.folder),
         "compose": spec.compose,
+        "toxiproxy": spec.toxiproxy,
         "isolation": spec.isolation,
     }
 

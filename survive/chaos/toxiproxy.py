@@ -41,6 +41,7 @@ from survive.transport import Broken, CallFailedError, Request, Transport, read_
 START_S = 5.0  # the proxy is up in 0.1 s; a loaded CI runner is slow
 STOP_S = 1.0
 DRIVE_S = 2.0  # of the library, all calls of one operation together
+REMOVE_S = 1.0  # of a removal before its connections are cut: all of it fits in a heal (3 s)
 READ_S = 0.6  # of a read-back: an inject that fails is known within 3 s
 
 
@@ -141,6 +142,19 @@ class ToxiproxyApi:
         except ValueError:
             return response.status, None
 
+    async def refuses(self) -> bool:
+        """Nobody listens there: the server has ended."""
+        try:
+            await self.call("GET", "/version")
+        except CallFailedError as error:
+            return error.how is Broken.REFUSED
+        return False
+
+    async def is_embedded(self) -> bool:
+        """It is ours, by what it says. Raises CallFailedError."""
+        _, said = await self.call("GET", "/version")
+        return isinstance(said, dict) and "+survive" in str(said.get("version"))
+
     async def state(self, name: str) -> Mapping[str, Any] | None:
         """A proxy as it is now, None if there is none. Raises FaultFailedError if not to be read.
 
@@ -161,6 +175,7 @@ class ToxiproxyApi:
         name: str,
         holds: Callable[[Mapping[str, Any]], bool],
         *calls: Callable[[], object],
+        within_s: float = DRIVE_S,
     ) -> Mapping[str, Any]:
         """Drive the library until ``holds`` is read back; the proxy's state then.
 
@@ -169,14 +184,14 @@ class ToxiproxyApi:
         """
         said: list[str] = []
         try:
-            async with asyncio.timeout(DRIVE_S):
+            async with asyncio.timeout(within_s):
                 for call in calls:
                     said.append(await _drive(self.address, call) or "reported as done")
                     state = await self.state(name)
                     if state is not None and holds(state):
                         return state
         except TimeoutError:
-            said.append(f"no answer within {DRIVE_S:g} s")
+            said.append(f"no answer within {within_s:g} s")
         state = await self.state(name)
         if state is not None and holds(state):
             return state
@@ -209,19 +224,43 @@ class ProxyLink:
             lambda: self._proxy().add_toxic(**wanted),
             replace,
         )
+        if toxic.type == "reset_peer" and self.spec.lent:
+            await self._cut_the_old()
+
+    async def _cut_the_old(self) -> None:
+        """A real Toxiproxy resets only connections that are made while the toxic is on.
+
+        Those that were open before would end politely, so they are closed now.
+        """
+        await self.enable(False)
+        await self.enable(True)
 
     async def remove(self, name: str) -> None:
-        """See LinkHandle. A proxy that is gone, listener and all, has taken its toxics with it."""
+        """See LinkHandle. A proxy that is gone, listener and all, has taken its toxics with it.
+
+        A real Toxiproxy hangs on it under traffic: then its connections are closed first.
+        """
         try:
             await self._api.ensure(
                 f"remove toxic {name} from {self.spec.proxy_name}",
                 self.spec.proxy_name,
                 lambda state: name not in _toxics(state),
                 lambda: self._proxy().destroy_toxic(_quoted(name)),
+                within_s=REMOVE_S,
             )
         except FaultFailedError:
-            if not await self._gone():
+            if not await self._gone() and not await self._cut_and_remove(name):
                 raise
+
+    async def _cut_and_remove(self, name: str) -> bool:
+        """Whether the toxic went with its connections; the listener is open again."""
+        path = proxy_path(self.spec.proxy_name)
+        with contextlib.suppress(CallFailedError):  # the read-back decides
+            await self._api.call("POST", path, {"enabled": False})
+            await self._api.call("DELETE", f"{path}/toxics/{_quoted(name)}")
+            await self._api.call("POST", path, {"enabled": True})
+        state = await self._api.state(self.spec.proxy_name)
+        return state is not None and name not in _toxics(state) and state.get("enabled") is True
 
     async def enable(self, on: bool) -> None:
         """See LinkHandle. A proxy that is gone cannot be opened: that is a FaultFailedError."""
@@ -248,8 +287,12 @@ class ProxyLink:
     async def _gone(self) -> bool:
         """Neither the API nor the listener accepts: the proxy's process has ended.
 
-        The listener alone being closed says nothing: ``network.down`` closes it too.
+        The listener alone being closed says nothing: ``network.down`` closes it too. A server that
+        is not ours may live on without the proxy.
         """
+        if self.spec.lent and not await self._api.refuses():
+            absent = await self._api.state(self.spec.proxy_name) is None
+            return absent and await self._refused(self.spec.via)
         ends = (self.spec.proxy, self.spec.via)
         return all(await asyncio.gather(*(self._refused(end) for end in ends)))
 
@@ -260,6 +303,11 @@ class ProxyLink:
             return error.how is Broken.REFUSED
         await response.close()
         return False
+
+
+def proxy_path(name: str) -> str:
+    """Of a proxy in the API."""
+    return f"/proxies/{_quoted(name)}"
 
 
 def _quoted(name: str) -> str:
@@ -287,7 +335,8 @@ async def reset_proxy(api: str, name: str, transport: Transport | None = None) -
     """All toxics off and the listener open, without the library: the ladder's "disable" rung.
 
     If toxics do not go (a real Toxiproxy can hang on it under load) the connections that hold them
-    are closed first. Raises FaultFailedError unless read-back shows it done; within 5 s.
+    are closed first, and at last the proxy is made anew on the same port. Raises FaultFailedError
+    unless read-back shows it done; within 5 s.
     """
     if transport is None:
         own = SocketTransport()
@@ -306,10 +355,29 @@ async def reset_proxy(api: str, name: str, transport: Transport | None = None) -
                 await server.call("DELETE", f"{path}/toxics/{_quoted(toxic)}")
             await server.call("POST", path, {"enabled": True})
         state = await server.state(name)
-        if state is not None and state.get("enabled") is True and not _toxics(state):
+        if _clean(state):
             return None
+    state = await _made_anew(server, name, state)
+    if _clean(state):
+        return None
     seen = "no such proxy" if state is None else json.dumps(state)
     raise FaultFailedError(f"reset {name}: not done; read back: {seen}")
+
+
+def _clean(state: Mapping[str, Any] | None) -> bool:
+    return state is not None and state.get("enabled") is True and not _toxics(state)
+
+
+async def _made_anew(
+    server: ToxiproxyApi, name: str, state: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """The same proxy without its past; what is there then."""
+    if state is not None:
+        same = {key: state[key] for key in ("name", "listen", "upstream")}
+        with contextlib.suppress(CallFailedError):  # the read-back decides
+            await server.call("DELETE", proxy_path(name))
+            await server.call("POST", "/proxies", {**same, "enabled": True})
+    return await server.state(name)
 
 
 class ProxyServer:

@@ -209,6 +209,7 @@ class TargetSpec:
     weaknesses: tuple[str, ...] = ()
     folder: Path = Path()  # where `app:` files are looked up
     compose: str = ""  # path of the compose file, driver compose only
+    toxiproxy: str = ""  # host:port of a server for the fault proxies; "" = the embedded one
     isolation: str = ""  # "" | netns: each replica in a network namespace of its own
 
     @property

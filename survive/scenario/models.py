@@ -125,6 +125,14 @@ def _moment(value: object) -> object:
 Moment: TypeAlias = Annotated[str, BeforeValidator(_moment)]
 
 
+def _host_port(value: object) -> object:
+    text = _clean(value)
+    form = r"[A-Za-z0-9.\[\]:-]+:[0-9]{1,5}|.*\$\{[A-Za-z_][A-Za-z0-9_]*\}.*"
+    if isinstance(text, str) and not re.fullmatch(form, text):
+        raise ValueError(f"{value!r} is not host:port; write it like 127.0.0.1:8474")
+    return text
+
+
 def _variable(value: object) -> object:
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
         raise ValueError(f"{value!r} is not the name of a variable")
@@ -135,6 +143,7 @@ Variable: TypeAlias = Annotated[
     str, BeforeValidator(_variable), _text_schema(r"^[A-Za-z_][A-Za-z0-9_]*$", "UPSTREAMS")
 ]
 Text: TypeAlias = Annotated[str, BeforeValidator(_clean)]
+HostPort: TypeAlias = Annotated[str, BeforeValidator(_host_port)]
 Name: TypeAlias = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Path = Annotated[str, BeforeValidator(_path), _text_schema("^/", "/v1/search?q={{ row.query }}")]
 FreeJson: TypeAlias = Any
@@ -405,6 +414,15 @@ class LinkModel(Strict):
     env: Variable = Field(description="The variable by which the source gets the addresses.")
 
 
+class ProxyModel(Strict):
+    """Who carries the faults on links, if not the embedded fault proxy."""
+
+    toxiproxy: HostPort = Field(
+        description="host:port of a Toxiproxy server's API; may be ${ENV}. Its host is in "
+        "`allow: hosts`; the run's proxies are named after it, and removed at its end."
+    )
+
+
 class AllowModel(Strict):
     """What a run may touch. Default-deny."""
 
@@ -426,6 +444,9 @@ class TargetModel(Strict):
     compose: Name | None = Field(
         None,
         description="The docker compose file of driver compose: compose/NAME.yaml says what runs.",
+    )
+    proxy: ProxyModel | None = Field(
+        None, description="Who carries faults on links; default: a fault proxy of the run's own."
     )
     isolation: Literal["netns"] | None = Field(
         None,

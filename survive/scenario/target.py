@@ -259,7 +259,7 @@ def _is_of_an_activity(path: tuple[str, ...]) -> bool:
 
 
 def _may_hold_env(path: tuple[str, ...]) -> bool:
-    if path == ("auth", "bearer"):
+    if path in {("auth", "bearer"), ("proxy", "toxiproxy")}:
         return True
     return path[:1] == ("services",) and (
         (len(path) == 3 and path[2] == "url") or (len(path) == 4 and path[2] == "env")
@@ -292,6 +292,7 @@ def make_target(model: TargetModel, source: TargetSource, catalog: Catalog) -> T
         weaknesses=tuple(model.weaknesses),
         folder=source.folder,
         compose=str(catalog.compose_file(model.compose) or "") if model.compose else "",
+        toxiproxy=model.proxy.toxiproxy if model.proxy is not None else "",
         isolation=model.isolation or "",
     )
 
