@@ -35,13 +35,21 @@ ENDS_WITHIN_S = 20.0
 # Kinds that need another place, or settings, than their class data tells.
 PLACES: dict[str, dict[str, object]] = {
     "gpu.vram_pressure": {"with": {"share": "80%"}},
+    "network.bandwidth": {"with": {"kb_per_s": 2}},
+    "network.flapping": {"with": {"every": "500ms", "down": "200ms"}},
+    "network.limit_data": {"with": {"bytes": 20}},
+    "network.slicer": {"with": {"average_bytes": 10, "delay": "20ms"}},
     "protocol.slow_loris": {"with": {"bytes_per_s": 100}},
+    "protocol.status": {"with": {"status": 503}},
 }
+USUAL = frozenset({"network.latency", "node.pause", "gpu.lost", "protocol.stall"})
 # Families whose kinds act on what only the reference stack has.
 REFERENCE = frozenset({"gpu", "protocol", "dependency", "observability"})
-# Not a matter of the matrix: containers, other people's code, a real GPU, and a disk to fill, which
-# has to be a small one of its own.
-ELSEWHERE = frozenset({"chaostoolkit", "container", "nvidia", "dcgm", "node.disk_full"})
+# Not a matter of the matrix: containers, other people's code, a real GPU, and what needs a target
+# made for it (a small disk of its own, a libfaketime to preload).
+ELSEWHERE = frozenset(
+    {"chaostoolkit", "container", "nvidia", "dcgm", "node.disk_full", "node.clock_skew"}
+)
 
 SERVER = """
 import asyncio, sys
@@ -130,9 +138,9 @@ def kinds() -> list[str]:
 
 
 def families() -> dict[str, str]:
-    """Family → its first held kind (or its first)."""
+    """Family → the kind that stands for it: the usual one, or the first that is held."""
     catalog, found = Catalog(plugins=False), {}
-    for kind in sorted(kinds(), key=lambda kind: not catalog.fault(kind).held):
+    for kind in sorted(kinds(), key=lambda k: (k not in USUAL, not catalog.fault(k).held)):
         found.setdefault(kind.partition(".")[0], kind)
     return found
 

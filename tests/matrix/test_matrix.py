@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from matrixtools import ENDINGS, Cell, applies, families, kinds, play
+from matrixtools import ENDINGS, Cell, applies, families, kinds, play, write_scenario
+
+from survive.scenario.loader import load_scenario
 
 FAMILIES = families()
 EACH_ENDING = [
@@ -25,6 +27,13 @@ def test_each_ending_with_a_fault_of_each_family(kind, ending, tmp_path):
 @pytest.mark.parametrize(("kind", "ending"), KILL_9)
 def test_kill_9_with_each_fault(kind, ending, tmp_path):
     assert play(kind, ending, tmp_path).problem == ""
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_each_kind_has_a_valid_scenario(kind, tmp_path):
+    """A new kind with settings that a plain value does not fit needs a line in PLACES."""
+    faults = load_scenario(write_scenario(kind, tmp_path)).faults
+    assert faults["one"].kind == kind
 
 
 def test_the_matrix_is_of_every_family():
