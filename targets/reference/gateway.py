@@ -92,7 +92,7 @@ def _addresses(env: Mapping[str, str], variable: str) -> list[str]:
 
 
 class _Forwarded:
-    """An upstream's answer below 500, its first bytes, and the place that it takes until closed."""
+    """An answer that may be passed on, its first bytes, and the place it takes until closed."""
 
     __slots__ = ("_response", "chunks", "first", "headers", "status", "upstream")
 
@@ -279,7 +279,7 @@ class Gateway:
         except BaseException:
             await _release(upstream, response)
             raise
-        if response.status >= 500:
+        if response.status >= 500 or response.status == 429:  # another may have room
             await _release(upstream, response)
             return _refused(errand.upstreams, upstream, response)
         errand.upstreams.answered(upstream)
@@ -362,9 +362,10 @@ async def _release(upstream: Upstream, response: Response | None) -> None:
 
 
 def _refused(upstreams: Upstreams, upstream: Upstream, response: Response) -> _Failure:
-    """A 5xx. Overload (503 with Retry-After) is no reason to eject."""
+    """A 5xx or 429. Overload (503 with Retry-After, 429, 529) is no reason to eject."""
     retry_after = response.headers.get("retry-after", "")
-    if response.status != 503 or not retry_after:
+    overloaded = response.status in {429, 529} or (response.status == 503 and retry_after)
+    if not overloaded:
         upstreams.failed(upstream, f"status_{response.status}")
     message = f"{upstream.id} answered {response.status}"
     return _Failure(response.status, message, upstream, retry_after)
