@@ -28,7 +28,8 @@ from survive.contracts import Fault, Needs
 from survive.units import Duration, Factor, Share
 
 HOLD_S = 2  # the fault is on
-RUN_S = 4
+AT_S = 1
+AFTER_S = 3  # of load after inject
 END_S = {"hung-heal": 30.0}  # the ladder's rungs take their time
 ENDS_WITHIN_S = 20.0
 
@@ -159,7 +160,7 @@ def _uses_reference(fault: Fault) -> bool:
     return fault.kind.partition(".")[0] in REFERENCE
 
 
-def _fault(fault: Fault, name: str) -> dict[str, object]:
+def _fault(fault: Fault, name: str, at_s: int) -> dict[str, object]:
     reference = _uses_reference(fault)
     where: dict[str, object]
     if fault.needs is Needs.STAND_IN:
@@ -170,7 +171,7 @@ def _fault(fault: Fault, name: str) -> dict[str, object]:
         where = {"service": "inference" if reference else "web"}
     spec = {
         "kind": name,
-        "at": "1s",
+        "at": f"{at_s}s",
         **where,
         "with": _settings(fault),
         **PLACES.get(fault.kind, {}),
@@ -202,7 +203,7 @@ def _target(fault: Fault, folder: Path) -> str:
     return "stack"
 
 
-def write_scenario(kind: str, folder: Path, *, hung: bool = False) -> Path:
+def write_scenario(kind: str, folder: Path, *, hung: bool = False, at_s: int = AT_S) -> Path:
     """A scenario of one fault, in a folder of its own."""
     (folder / ".git").mkdir()  # where the search for a team's own folders ends
     fault = Catalog(plugins=False).fault(kind)
@@ -216,8 +217,8 @@ def write_scenario(kind: str, folder: Path, *, hung: bool = False) -> Path:
         "target": _target(fault, folder),
         "seed": 7,
         "requests": {"get": {"get": get, "timeout": "1s"}},
-        "load": {"phases": [{"name": "flat", "rate": "20/s", "for": f"{RUN_S}s"}]},
-        "faults": {"one": _fault(fault, "hung.fault" if hung else kind)},
+        "load": {"phases": [{"name": "flat", "rate": "20/s", "for": f"{at_s + AFTER_S}s"}]},
+        "faults": {"one": _fault(fault, "hung.fault" if hung else kind, at_s)},
         "objectives": {"answers": {"metric": "success", "min": "1%", "during": "run"}},
     }
     file = folder / "matrix.survive.yaml"
@@ -310,10 +311,10 @@ def applies(kind: str, ending: str) -> bool:
 # ------------------------------------------------------------------------------------ one run
 
 
-def play(kind: str, ending: str, folder: Path) -> Cell:
+def play(kind: str, ending: str, folder: Path, *, at_s: int = AT_S) -> Cell:
     """One run of one kind, ended in one way."""
     how = ENDINGS[ending]
-    file = write_scenario(kind, folder, hung=ending == "hung-heal")
+    file = write_scenario(kind, folder, hung=ending == "hung-heal", at_s=at_s)
     flag = str(folder / "raise")
     run = Started(
         file,

@@ -42,9 +42,10 @@ def test_the_matrix_is_of_every_family():
 
 
 def test_an_inject_begins_within_50_ms_of_its_plan_and_both_are_recorded(tmp_path):
-    cell = play("node.pause", "normal", tmp_path)
+    """At 4 s: before that a loaded host may still be starting the child that injects."""
+    cell = play("node.pause", "normal", tmp_path, at_s=4)
     assert cell.problem == ""
-    assert cell.planned_s == 1.0
+    assert cell.planned_s == 4.0
     assert cell.injected_s is not None
     assert 0 <= cell.injected_s - cell.planned_s < 0.050
     assert json.loads(cell.line())["injected_s"] == cell.injected_s
