@@ -22,6 +22,7 @@ from survive.contracts import (
     Observation,
     Toxic,
 )
+from survive.errors import RefusedError
 from survive.transport import Broken
 from survive.units import MS, SECOND, Duration, Share, UnitError
 
@@ -153,10 +154,16 @@ class _OnCalls:
     privileges: ClassVar[str] = ""
     keeps_down: ClassVar[bool] = False
     settings: ClassVar[type] = Calls
+    kind: ClassVar[str]
     toxic: ClassVar[str]
 
     def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """Every listener of the link."""
+        """Every listener of the link. Raises RefusedError where the proxy cannot read answers."""
+        if any(victim.lent for victim in victims):
+            raise RefusedError(
+                f"{self.kind} needs survive's own fault proxy: a Toxiproxy server knows only bytes",
+                hint="leave `proxy: {toxiproxy: …}` out of the target file",
+            )
         return list(victims)
 
     async def inject(self, injection: Injection, handle: LinkHandle) -> None:

