@@ -106,7 +106,7 @@ def _spin(handle: ProcessHandle, cpus: set[int]) -> float:
 class Hog:
     """Settings: ``share`` of the memory of this host that is taken, at most 10 %."""
 
-    share: Share = Share(0.05)  # noqa: RUF009 - an immutable number
+    share: Share = Share(0.02)  # noqa: RUF009 - an immutable number
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= MOST_MEMORY:
