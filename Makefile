@@ -49,3 +49,6 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.tests: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
 	touch $@
+
+bench-proxy: $(VENV)/.installed
+	$(BIN)/python benchmarks/proxy.py
