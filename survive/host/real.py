@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 
 from survive.chaos import processes
+from survive.chaos.ledger import LEDGER, Ledger, state_dir
 from survive.chaos.ports import AgentPort
 from survive.chaos.remote import AgentConfig, RemoteAgent
 from survive.clock import Clock, LoopClock
@@ -48,8 +49,8 @@ async def _perform(
     context: RunContext, writer: RecordWriter, display: Display
 ) -> SurviveError | None:
     stop = Stop()
-    _on_signals(stop, context.run_id)
     scratch = Path(tempfile.mkdtemp(prefix="survive-"))
+    _on_signals(stop, context.run_id, scratch)
     clock = LoopClock(asyncio.get_running_loop().time() + LEAD_S)
     pipes = _Pipes()
     run: Run | None = None
@@ -84,7 +85,7 @@ async def _perform(
         _keep_logs(scratch, context.folder)
 
 
-def _on_signals(stop: Stop, run_id: str) -> None:
+def _on_signals(stop: Stop, run_id: str, scratch: Path) -> None:
     """The first signal heals; a second one leaves at once, and the agent heals without us."""
     loop = asyncio.get_running_loop()
 
@@ -93,6 +94,8 @@ def _on_signals(stop: Stop, run_id: str) -> None:
             click.echo(
                 f"left at once; the agent heals. To be sure: survive heal --run {run_id}", err=True
             )
+            if _ended(run_id):  # the agent is done and gone; else it takes the folder away
+                shutil.rmtree(scratch, ignore_errors=True)
             code = ExitCode.TERMINATED if number == signal.SIGTERM else ExitCode.INTERRUPTED
             os._exit(int(code))
         click.echo("stopping the load and healing (again to leave at once)", err=True)
@@ -100,6 +103,13 @@ def _on_signals(stop: Stop, run_id: str) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, asked, number)
+
+
+def _ended(run_id: str) -> bool:
+    try:
+        return Ledger.read(state_dir() / run_id / LEDGER).ended is not None
+    except OSError:
+        return False  # nothing was begun
 
 
 def _keep_logs(scratch: Path, folder: Path) -> None:
