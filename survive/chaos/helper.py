@@ -1,4 +1,5 @@
-"""``python -I -S helper.py burn CPU,CPU WORKERS LIFETIME_S`` or ``memory BYTES LIFETIME_S``.
+"""``python -I -S helper.py burn CPU,CPU WORKERS LIFETIME_S``, ``memory BYTES LIFETIME_S`` or
+``cuda HOW DEVICE BYTES DUTY LIBRARY LIFETIME_S`` (see cuda.py).
 
 A fault's helper: it takes what its victim would have used. It says ``ready`` once it does, and ends
 with its parent, with its group, or by an alarm after its lifetime, whatever comes first.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import runpy
 import signal
 import sys
 from pathlib import Path
@@ -58,6 +60,10 @@ def main(what: str, *rest: str) -> None:
     signal.alarm(lifetime_s)
     if what == "burn":
         burn([int(cpu) for cpu in rest[0].split(",")], int(rest[1]), lifetime_s)
+    elif what == "cuda":
+        _bounded(os.getppid(), lifetime_s)
+        use = runpy.run_path(str(Path(__file__).with_name("cuda.py")))["use"]
+        use(rest[0], int(rest[1]), int(rest[2]), float(rest[3]), rest[4])
     else:
         memory(int(rest[0]))
 
