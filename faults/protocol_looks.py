@@ -17,7 +17,7 @@ from survive.contracts import Active, LinkHandle, Observation
 from survive.transport import Broken, CallFailedError, Request
 
 MISSED = 1e-4
-LOOK_S = 0.85  # of all waves; observe as a whole has 1 s
+LOOK_S = 0.75  # of all waves; observe as a whole has 1 s
 WAVE = 8  # tries at once after the first two
 CHAT = "POST /v1/chat/completions"
 
