@@ -26,8 +26,8 @@ from survive.transport import Broken
 from survive.units import MS, Duration, Share, UnitError
 
 CALL_S = 0.4  # two calls fit in a look (1 s)
-PINGS = 300
-PING_S = 0.7
+PINGS = 200
+PING_S = 0.45  # with a call around it well within a look
 ROOT = "root (CAP_NET_ADMIN in the target's own network namespace)"
 
 
@@ -71,8 +71,8 @@ class Loss:
     share: Share
 
     def __post_init__(self) -> None:
-        if not 0.03 <= self.share <= 0.9:
-            raise UnitError("a loss below 3% or above 90% cannot be told in one look")
+        if not 0.05 <= self.share <= 0.9:
+            raise UnitError("a loss below 5% or above 90% cannot be told in one look")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ class NetworkLoss(_OnPackets):
     ) -> Observation:
         """Active if at least half of the pings get lost that must: an echo passes both directions.
 
-        Of 300 pings the asked loss leaves fewer than an eighth of its own once in 10⁵ looks.
+        Of 200 pings 5% lose an eighth of what they must, or less, once in 10⁶ looks.
         """
         lost = await handle.peer.ping(handle.spec.address, PINGS, PING_S)
         expected = 1 - (1 - _share(injection)) ** 2

@@ -52,7 +52,7 @@ def test_each_needs_root_and_says_that_the_virtual_host_has_no_twin(kind):
         fault.preflight(None, [HandleSpec("process", "leaf", 0, "127.0.0.1:9000")])
 
 
-@pytest.mark.parametrize("share", [0.0, 0.029, 0.91, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.049, 0.91, 1.0])
 def test_a_loss_that_one_look_cannot_tell_is_refused(share):
     with pytest.raises(UnitError):
         Catalog().fault("network.loss").settings(Share(share))
