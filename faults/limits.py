@@ -46,7 +46,8 @@ class NodeCpuLimit(AroundProcess):
     settings: ClassVar[type] = CpuLimit
     certifies: ClassVar[str] = "requests survive a replica that is throttled by its CPU limit"
     does_not_certify: ClassVar[str] = (
-        "a limit that no request ever meets: then nothing is proven; no virtual twin"
+        "a limit that no request ever meets: then nothing is proven; the probes of the proof use a "
+        "little of the share; no virtual twin"
     )
 
     def preflight(self, settings: CpuLimit, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
@@ -67,17 +68,18 @@ class NodeCpuLimit(AroundProcess):
     async def observe(
         self, injection: Injection, handle: ProcessHandle, before: float | None
     ) -> Observation:
-        """Active if the kernel holds it back while it answers health probes for 200 ms."""
+        """Active if the kernel holds it back while it answers health probes, for 200 ms at most."""
         name = handle.spec.replica_id
         held_back = handle.pressure.throttled(injection.id)
         if held_back is None:
             return Observation(Active.NO, f"{name} is under no limit of ours")
-        until_us = handle.clock.now_us() + LIMIT_LOOK_US
-        while handle.clock.now_us() < until_us:
+        until_us, asked, times = handle.clock.now_us() + LIMIT_LOOK_US, 0, 0
+        while times == 0 and handle.clock.now_us() < until_us:  # no more than shows it
+            asked += 1
             if await probe(handle, LIMIT_LOOK_US / SECOND) is Broken.REFUSED:
                 await sleep_us(handle.clock, 10 * MS)
-        times = (handle.pressure.throttled(injection.id) or held_back) - held_back
-        text = f"{name} was held back in {times} periods of 20 ms within 200 ms"
+            times = (handle.pressure.throttled(injection.id) or held_back) - held_back
+        text = f"{name} was held back in {times} periods of 20 ms over {asked} health probes"
         return Observation(Active.YES if times > 0 else Active.UNKNOWN, text, float(times))
 
     async def heal(self, injection: Injection, handle: ProcessHandle) -> None:
