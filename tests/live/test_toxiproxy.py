@@ -255,6 +255,7 @@ def test_whoever_holds_the_ledger_removes_a_runs_proxies_and_nobody_elses():
         assert await clean("run-mine", api) == [] == await clean("run-mine", api)
         assert len(await left("run-other", api)) == 1
         await other.stop()
+        await mine.stop()
         with pytest.raises(RefusedError, match="not allowed"):
             await LentProxies.start("r", api, ("10.0.0.1",), lambda *_: None)
 
