@@ -23,6 +23,7 @@ M = TypeVar("M", bound=Strict)
 
 # Stand-ins for what must be there and is not; see the module's docstring.
 _STAND_INS: Mapping[str, Any] = {
+    "toxiproxy": "127.0.0.1:8474",
     "survive": 1,
     "name": "broken",
     "for": "1s",
