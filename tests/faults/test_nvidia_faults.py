@@ -10,11 +10,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
 import pytest
-from faultscene import plan, play
+from faultscene import ROOT, plan, play
 
 from survive.errors import RefusedError
 
@@ -142,3 +143,24 @@ def test_a_card_that_has_not_so_much_says_so(tmp_path, card):
     scene, _, _ = play("process", tmp_path, lambda s: s.life(plan(HOG[0], share="95%"), for_s=0.5))
     assert "did not start" in scene.named("fault_injected")[0]["error"]
     assert set(scene.looks("during")) == {"no"}
+
+
+def test_the_helper_dies_with_whoever_started_it(tmp_path, card):
+    parent = tmp_path / "parent.py"
+    parent.write_text(
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE)\n"
+        "print(child.stdout.readline().decode(), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    helper = ROOT / "survive" / "chaos" / "helper.py"
+    what = ["cuda", "vram", "0", "4096", "0.5", os.environ["SURVIVE_LIBCUDA"], "30"]
+    argv = [sys.executable, str(parent), sys.executable, "-I", "-S", str(helper), *what]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        assert len(card.living()) == 1
+        process.kill()
+    deadline = time.monotonic() + 5
+    while card.living() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert card.living() == set()
