@@ -132,10 +132,12 @@ def play(which, test):
                               proxy_name=name, lent=True)  # fmt: skip
             return await test(World(ProxyLink(spec, LoopClock(0.0), transport), transport))
         finally:
-            await proxies.stop()
-            assert await left("contract", api) == []
-            await transport.close()
-            behind.close()
+            try:
+                await proxies.stop()
+                assert await left("contract", api) == []
+            finally:
+                await transport.close()
+                behind.close()
 
     with serving(which) as api:
         return asyncio.run(main(api))
