@@ -349,6 +349,8 @@ class Agent:
         now = self._now(life, hit.injection.handle)
         if not _same(now, hit.injection.handle):
             aimed = hit.injection.aimed_at(now)
+            if not await self._executor.round_trip(aimed):
+                return  # hit while it starts, it would never be seen to live
             self._ledger.inject([aimed])
             hit.injection, hit.owed = aimed, True
         if not hit.owed:

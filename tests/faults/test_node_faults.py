@@ -175,8 +175,9 @@ def test_down_stays_down_though_the_supervisor_would_restart_it(tmp_path):
     assert scene.looks("during").count("yes") >= 79
 
 
+@pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("sabotage", [[], ["inject"]])
-def test_a_pause_follows_its_victim_through_a_restart(sabotage, tmp_path):
+def test_a_pause_follows_its_victim_through_a_restart(sabotage, host, tmp_path):
     """Somebody else kills the paused process: its successor is paused too, and it is told."""
 
     async def body(scene):
@@ -186,10 +187,10 @@ def test_a_pause_follows_its_victim_through_a_restart(sabotage, tmp_path):
                 await scene.driver.open(victim, Needs.REPLICA).kill()
 
         killer = asyncio.create_task(kill_it())
-        await scene.life(plan("node.pause"), for_s=2.0)
+        await scene.life(plan("node.pause", 3), for_s=3.0)
         await killer
 
-    scene, _, left = play("virtual", tmp_path, body, sabotage=sabotage)
+    scene, _, left = play(host, tmp_path, body, sabotage=sabotage)
     looks = scene.looks("during")
     assert [e["count"] for e in scene.named("fault_reinjected")] == [1]
     if sabotage:  # reported as done, twice: nobody believes it
