@@ -32,8 +32,8 @@ def parse_settings(cls: type, raw: Mapping[str, Json]) -> object:
 
     Fields are Duration (µs, from ``300ms``), Share (0..1, from ``20%``), Factor (from ``3x``),
     int, float, str, bool, or a type of the fault's own that has ``parse`` (raises UnitError) and
-    ``form`` (what to write, for messages). Raises SettingError, a UnitError and so a ValueError, on the first bad
-    setting; errors of the dataclass's own ``__post_init__`` come through as they are.
+    ``form`` (what to write, for messages). Raises SettingError, a UnitError and so a ValueError, on
+    the first bad setting; errors of the dataclass's own ``__post_init__`` come through as they are.
     """
     problems = setting_problems(cls, raw)
     if problems:

@@ -1,4 +1,4 @@
-"""Every fault on a link, by the real agent, on both hosts: it bites, is seen, is gone; sabotaged too."""
+"""Every fault on a link, by the real agent, on both hosts: it bites, is seen, is gone."""
 
 from __future__ import annotations
 
