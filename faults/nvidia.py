@@ -1,4 +1,4 @@
-"""Faults on a real NVIDIA GPU, without privileges: a neighbour that takes memory or bandwidth.
+"""Faults on a real NVIDIA GPU, without privileges: a neighbour that takes memory, bandwidth, SMs.
 
 Injected by a helper process that drives CUDA; proven by NVML, which is another channel. Refused
 where there is no card: see preflight.
@@ -6,20 +6,20 @@ where there is no card: see preflight.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from survive.contracts import Active, Grade, HandleSpec, Injection, Observation, ProcessHandle
-from survive.errors import RefusedError
 from survive.units import Share, UnitError
 
 from .around import AroundProcess, lifetime_s
+from .nvml import card, need_card, sm_use
 
 HALF = Share(0.5)
 BUFFER = 256 << 20  # bytes of each side of a copy
+SPUN = 4096  # bytes that the computing kernel needs, with room
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Hog:
 
 @dataclass(frozen=True, slots=True)
 class Contention:
-    """Settings: the share of the time in which it copies; the ``device`` by NVML's number."""
+    """Settings: the share of the time in which it works; the ``device`` by NVML's number."""
 
     duty: Share = HALF
     device: int = 0
@@ -56,16 +56,8 @@ class _OnCard(AroundProcess):
 
     def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
         """One victim's host has the card. Raises RefusedError (6) without one, and says why."""
-        if any(victim.driver != "process" for victim in victims):
-            raise RefusedError(f"{self.kind} needs a real card, and processes beside it")
-        try:
-            with _card(settings.device):
-                return list(victims[:1])
-        except OSError as error:
-            raise RefusedError(
-                f"{self.kind} has no NVIDIA GPU to act on: {error}",
-                hint="gpu.* faults act on a simulated one",
-            ) from error
+        need_card(self.kind, settings.device, victims)
+        return list(victims[:1])
 
     async def heal(self, injection: Injection, handle: ProcessHandle) -> None:
         """End the helper; the driver takes back all that it held."""
@@ -93,16 +85,16 @@ class NvidiaVramHog(_OnCard):
 
     async def inject(self, injection: Injection, handle: ProcessHandle) -> None:
         """Take the memory; what an earlier inject left is ended first."""
-        with _card(injection.settings.get("device", 0)) as (nvml, card):
-            size = int(nvml.nvmlDeviceGetMemoryInfo(card).total * _share(injection))
+        with card(injection.settings.get("device", 0)) as (nvml, it):
+            size = int(nvml.nvmlDeviceGetMemoryInfo(it).total * _share(injection))
         await self._use(injection, handle, size)
 
     async def observe(
         self, injection: Injection, handle: ProcessHandle, before: float | None
     ) -> Observation:
         """Active if NVML shows at least half of the asked bytes less free than before."""
-        with _card(injection.settings.get("device", 0)) as (nvml, card):
-            memory = nvml.nvmlDeviceGetMemoryInfo(card)
+        with card(injection.settings.get("device", 0)) as (nvml, it):
+            memory = nvml.nvmlDeviceGetMemoryInfo(it)
         text = f"{memory.free >> 20} MiB of {memory.total >> 20} free by NVML"
         taken = (before or memory.free) - memory.free
         active = Active.YES if taken >= memory.total * _share(injection) / 2 else Active.NO
@@ -132,9 +124,9 @@ class NvidiaMembwContention(_OnCard):
         A card in use by the victim is busy anyway, so its overall utilisation could prove nothing.
         """
         mine = set(handle.pressure.helpers(injection.id))
-        with _card(injection.settings.get("device", 0)) as (nvml, card):
-            there = {p.pid for p in nvml.nvmlDeviceGetComputeRunningProcesses(card)}
-            busy = nvml.nvmlDeviceGetUtilizationRates(card).gpu
+        with card(injection.settings.get("device", 0)) as (nvml, it):
+            there = {p.pid for p in nvml.nvmlDeviceGetComputeRunningProcesses(it)}
+            busy = nvml.nvmlDeviceGetUtilizationRates(it).gpu
         text = f"{len(mine & there)} helpers on the card by NVML, which is busy {busy} %"
         if mine & there:
             return Observation(Active.YES if busy else Active.UNKNOWN, text)
@@ -149,24 +141,30 @@ class NvidiaPcieContention(NvidiaMembwContention):
     certifies: ClassVar[str] = "requests survive a card whose bus a neighbour uses"
 
 
+class NvidiaSmContention(NvidiaMembwContention):
+    """``nvidia.sm_contention``: a neighbour computes on all multiprocessors of the card."""
+
+    kind: ClassVar[str] = "nvidia.sm_contention"
+    how: ClassVar[str] = "sm"
+    certifies: ClassVar[str] = "requests survive a card whose multiprocessors a neighbour uses"
+
+    async def inject(self, injection: Injection, handle: ProcessHandle) -> None:
+        """Start computing; what an earlier inject left is ended first."""
+        await self._use(injection, handle, SPUN)
+
+    async def observe(
+        self, injection: Injection, handle: ProcessHandle, before: float | None
+    ) -> Observation:
+        """Active if NVML measured that the helper itself used the multiprocessors."""
+        mine = set(handle.pressure.helpers(injection.id))
+        with card(injection.settings.get("device", 0)) as (nvml, it):
+            there = {p.pid for p in nvml.nvmlDeviceGetComputeRunningProcesses(it)}
+            used = sm_use(nvml, it, mine) if mine else 0
+        text = f"{len(mine & there)} helpers on the card by NVML, their use of its SMs: {used} %"
+        if mine:
+            return Observation(Active.YES if used else Active.UNKNOWN, text)
+        return Observation(Active.NO, text)
+
+
 def _share(injection: Injection) -> Share:
     return Share.parse(injection.settings["share"])
-
-
-@contextlib.contextmanager
-def _card(device: Any) -> Iterator[tuple[Any, Any]]:
-    """NVML and its handle of the card. Raises OSError where there is none."""
-    try:
-        import pynvml
-    except ImportError as error:
-        raise OSError("nvidia-ml-py is not installed (pip install 'survive[gpu]')") from error
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        raise OSError(f"NVML: {error}") from error
-    try:
-        yield pynvml, pynvml.nvmlDeviceGetHandleByIndex(int(device))
-    except pynvml.NVMLError as error:
-        raise OSError(f"NVML: {error}") from error
-    finally:
-        pynvml.nvmlShutdown()

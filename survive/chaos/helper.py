@@ -1,5 +1,6 @@
-"""``python -I -S helper.py burn CPU,CPU WORKERS LIFETIME_S``, ``memory BYTES LIFETIME_S`` or
-``cuda HOW DEVICE BYTES DUTY LIBRARY LIFETIME_S`` (see cuda.py).
+"""``python -I -S helper.py burn CPU,CPU WORKERS LIFETIME_S``, ``memory BYTES LIFETIME_S``,
+``cuda HOW DEVICE BYTES DUTY LIBRARY LIFETIME_S`` (see cuda.py) or
+``repeat EVERY_S COMMAND ARGUMENT... LIFETIME_S``: what would wear off by itself.
 
 A fault's helper: it takes what its victim would have used. It says ``ready`` once it does, and ends
 with its parent, with its group, or by an alarm after its lifetime, whatever comes first.
@@ -12,7 +13,9 @@ import mmap
 import os
 import runpy
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -41,6 +44,20 @@ def memory(size: int) -> None:
         _wait()
 
 
+def repeat(every_s: float, command: list[str]) -> None:
+    """Run a command that must succeed, again and again; ends with 1 once it does not."""
+    ready = False
+    while True:  # until the alarm
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            os.write(1, (done.stderr or done.stdout).strip().replace(b"\n", b"; ") + b"\n")
+            sys.exit(1)
+        if not ready:
+            os.write(1, b"ready\n")
+        ready = True
+        time.sleep(every_s)
+
+
 def _bounded(parent: int, lifetime_s: int) -> None:
     signal.alarm(lifetime_s)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -64,6 +81,9 @@ def main(what: str, *rest: str) -> None:
         _bounded(os.getppid(), lifetime_s)
         use = runpy.run_path(str(Path(__file__).with_name("cuda.py")))["use"]
         use(rest[0], int(rest[1]), int(rest[2]), float(rest[3]), rest[4])
+    elif what == "repeat":
+        _bounded(os.getppid(), lifetime_s)
+        repeat(float(rest[0]), list(rest[1:-1]))
     else:
         memory(int(rest[0]))
 

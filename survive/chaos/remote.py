@@ -288,6 +288,7 @@ class RemoteAgent:
         self._over = False  # it was asked to end, or never began
         self._broken: Exception | None = None
         self._stopped: list[dict[str, Any]] | None = None
+        self._origin_s = config.origin_s
         self._pump = asyncio.create_task(self._read())
 
     @classmethod
@@ -352,6 +353,7 @@ class RemoteAgent:
 
     async def set_origin(self, monotonic_us: int) -> None:
         """Fix t = 0 of the run's clock."""
+        self._origin_s = monotonic_us / 1e6
         await self._call("set_origin", monotonic_us)
 
     async def stop(self) -> list[dict[str, Any]]:
@@ -379,6 +381,18 @@ class RemoteAgent:
         from survive.chaos.heal import heal_all
 
         result = await heal_all(run=self._config.run_id, force=True)
+        t_us = round((asyncio.get_running_loop().time() - self._origin_s) * 1e6)
+        for found in result.findings:
+            if found.injection and found.gone:  # what is not gone, stop's answer names
+                told: dict[str, Json] = {
+                    "fault": found.fault,
+                    "injection": found.injection,
+                    "proven": True,
+                    "by_own_heal": True,
+                    "evidence": f"the agent died; from its ledger: {found.done}",
+                    "by_hand": "",
+                }
+                self._on_event("heal_proven", told, t_us)
         return [
             {
                 "fault": f.fault,

@@ -288,7 +288,7 @@ ENDINGS: dict[str, Ending] = {
     "sigterm": Ending(frozenset({143}), _signal(signal.SIGTERM)),
     "sighup": Ending(frozenset({130}), _signal(signal.SIGHUP)),
     "kill-run": Ending(frozenset({-9}), _signal(signal.SIGKILL)),
-    "kill-agent": Ending(frozenset({3, 5}), _kill_agent),
+    "kill-agent": Ending(frozenset({3}), _kill_agent),
     "kill-group": Ending(frozenset({-9}), _kill_group),
     "hung-heal": Ending(frozenset({5})),
     # A fault whose target or proxy died under it cannot always be proven healed. 0 only if it was
