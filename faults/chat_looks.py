@@ -18,10 +18,10 @@ TOKENS = 6
 BUSY = {429, 503}  # refused for load: says nothing of the GPU
 
 
-def chat(tokens: int, *, stream: bool, prompt: str = "ping") -> Request:
+def chat(tokens: int, *, stream: bool, prompt: str = "ping", model: str = "probe") -> Request:
     """A chat of so many tokens."""
     body = {
-        "model": "probe",
+        "model": model,
         "max_tokens": tokens,
         "stream": stream,
         "messages": [{"role": "user", "content": prompt}],
@@ -63,9 +63,9 @@ async def head_of(handle: Handle, request: Request, within_s: float) -> int | Br
     return answer.status
 
 
-async def one_token(handle: Handle) -> int | Broken:
+async def one_token(handle: Handle, model: str = "probe") -> int | Broken:
     """A one-token call: its status once whole, or how it failed."""
-    return await status_of(handle, chat(1, stream=False), ANSWER_S)
+    return await status_of(handle, chat(1, stream=False, model=model), ANSWER_S)
 
 
 async def health(handle: Handle) -> int | Broken:

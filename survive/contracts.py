@@ -113,7 +113,7 @@ class Injection:
     id: str  # "<fault>#<n>", unique in a run
     fault: str  # the scenario's name for it
     kind: str  # "network.latency"
-    settings: dict[str, Json]  # as written in the scenario: {"latency": "300ms"}
+    settings: dict[str, Json]  # as written: {"latency": "300ms"}; and what the fault remembers
     handle: HandleSpec
     at_us: int  # planned
     until_us: int | None  # planned heal; None = one-shot

@@ -30,6 +30,7 @@ from survive.contracts import (
     FaultFailedError,
     HandleSpec,
     Injection,
+    Json,
     Needs,
     Observation,
 )
@@ -171,7 +172,7 @@ class Agent:
                 f"{plan.name}#{number}",
                 plan.name,
                 plan.kind,
-                dict(plan.settings),
+                {**plan.settings, **_remembered(fault, settings, victim)},
                 victim,
                 plan.at_us,
                 plan.until_us,
@@ -558,6 +559,12 @@ def _rolls(fault: Fault) -> bool:
 def _follows(fault: Fault) -> bool:
     """It sits in the very process that it hit, and ends with it."""
     return fault.held and not fault.keeps_down and fault.needs in {Needs.REPLICA, Needs.GPU}
+
+
+def _remembered(fault: Fault, settings: object, victim: HandleSpec) -> dict[str, Json]:
+    """What its heal will have to give back (``remember``, optional): so the ledger has it first."""
+    ask: Callable[[object, HandleSpec], dict[str, Json]] | None = getattr(fault, "remember", None)
+    return {} if ask is None else ask(settings, victim)
 
 
 def _outlives(fault: Fault) -> bool:

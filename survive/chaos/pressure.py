@@ -226,7 +226,9 @@ def cpu_group(pid: int) -> str:
 def undo_by_hand(injection: Injection) -> str:
     """The shell line that undoes a fault of this file; "" for any other."""
     spec = injection.handle
-    if injection.kind in {"node.cpu", "node.memory"}:
+    if line := _card_by_hand(injection):
+        return line
+    if injection.kind in {"node.cpu", "node.memory"} or injection.kind.startswith("nvidia."):
         mark = shlex.quote(f"{FAULT_MARK}={injection.id}")
         return f"grep -lza {mark} /proc/[0-9]*/environ | cut -d/ -f3 | xargs -r kill -9"
     if injection.kind == "node.fd_exhaustion":
@@ -242,6 +244,22 @@ def undo_by_hand(injection: Injection) -> str:
         return f"rm -f {shlex.quote(str(path))}"
     if injection.kind == "node.clock_skew":
         return f"echo +0 > {shlex.quote(str(injection.settings.get('file', '')))}"
+    return ""
+
+
+def _card_by_hand(injection: Injection) -> str:
+    """The faults on a real card that no helper carries; "" for any other."""
+    settings = injection.settings
+    device = int(str(settings.get("device", 0)))
+    workers = settings.get("workers")
+    if injection.kind == "nvidia.worker_stop" and isinstance(workers, list):
+        pids = [str(worker[0]) for worker in workers if isinstance(worker, list)]
+        return f"kill -CONT -- -{injection.handle.pid} {' '.join(pids)}"
+    if injection.kind == "nvidia.power_limit":
+        watts = float(str(settings["before_mw"])) / 1000
+        return f"nvidia-smi -i {device} -pl {watts:g}"
+    if injection.kind == "nvidia.locked_clocks":
+        return f"nvidia-smi -i {device} -rgc"
     return ""
 
 
