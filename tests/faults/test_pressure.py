@@ -20,7 +20,7 @@ from survive.contracts import Active, Grade, Injection, Needs
 from survive.errors import RefusedError
 from survive.scenario.settings import SettingError, parse_settings
 
-pytestmark = pytest.mark.xdist_group("pressure")  # they want both cores, one after another
+pytestmark = pytest.mark.alone  # they take cores and memory away
 
 CPU = ("node.cpu", {"workers": 3})
 MEMORY = ("node.memory", {"share": "0.4%"})

@@ -20,7 +20,7 @@ NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr
 pytestmark = [
     pytest.mark.live,
     pytest.mark.skipif(NGINX is None, reason="nginx is not installed (apt-get install nginx)"),
-    pytest.mark.xdist_group("both-cores"),
+    pytest.mark.alone,
 ]
 
 CONF = """

@@ -6,6 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
 from loadtools import answer, load_process, make_kind, make_plan, planned, raw_server, read_request
 
 from survive.record.samples import Series
@@ -14,6 +15,7 @@ from survive.units import SECOND
 FREEZE_AT_S, FREEZE_S = 3.0, 2.0
 
 
+@pytest.mark.alone
 def test_a_two_second_freeze_shows_in_latency_and_not_in_service_time(tmp_path: Path) -> None:
     asyncio.run(_freeze(tmp_path))
 

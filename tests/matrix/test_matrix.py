@@ -41,6 +41,7 @@ def test_the_matrix_is_of_every_family():
     assert all(kind.startswith(f"{family}.") for family, kind in FAMILIES.items())
 
 
+@pytest.mark.alone
 def test_an_inject_begins_within_50_ms_of_its_plan_and_both_are_recorded(tmp_path):
     """At 4 s: before that a loaded host may still be starting the child that injects."""
     cell = play("node.pause", "normal", tmp_path, at_s=4)

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(200)
 def test_the_quickstart_survives_and_leaves_the_machine_room(tmp_path):
     done = subprocess.run(
