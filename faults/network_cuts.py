@@ -150,6 +150,7 @@ class NetworkFlapping(OnLink):
         await handle.enable(False)
         stop = asyncio.Event()
         task = asyncio.create_task(self._flap(injection, handle, stop))
+        task.add_done_callback(_looked_at)
         self._running[injection.id] = (stop, task)
 
     async def _flap(self, injection: Injection, handle: LinkHandle, stop: asyncio.Event) -> None:
@@ -192,6 +193,12 @@ class NetworkFlapping(OnLink):
             # What it failed at does not matter now: the link is opened, and seen to be open.
             await asyncio.gather(task, return_exceptions=True)
         await handle.enable(True)
+
+
+def _looked_at(task: asyncio.Task[None]) -> None:
+    """A schedule whose proxy died under it has nothing to tell that the looks do not show."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _stopped(stop: asyncio.Event, handle: LinkHandle, until_us: int) -> bool:

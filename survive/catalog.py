@@ -16,6 +16,7 @@ import sys
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -179,14 +180,20 @@ def _package(name: str, folder: Path | None) -> None:
         sys.modules[name] = package
 
 
-def _declared_kinds(path: Path) -> Iterator[str]:
-    """``kind = "..."`` in class bodies, read from the syntax tree."""
-    for node in _tree(path).body:
-        if isinstance(node, ast.ClassDef):
-            for statement in node.body:
-                target, value = _assignment(statement)
-                if target == "kind" and isinstance(value, ast.Constant):
-                    yield str(value.value)
+def _declared_kinds(path: Path) -> tuple[str, ...]:
+    """``kind = "..."`` in class bodies, read from the syntax tree; once per version of the file."""
+    return _kinds_at(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _kinds_at(path: Path, _modified_ns: int) -> tuple[str, ...]:
+    classes = [node for node in _tree(path).body if isinstance(node, ast.ClassDef)]
+    assigned = [_assignment(statement) for node in classes for statement in node.body]
+    return tuple(
+        str(value.value)
+        for target, value in assigned
+        if target == "kind" and isinstance(value, ast.Constant)
+    )
 
 
 def _assignment(node: ast.stmt) -> tuple[str, ast.expr | None]:

@@ -136,11 +136,11 @@ def test_a_call_that_is_given_up_counts_as_late_only_if_that_shows_it(tmp_path):
     async def test():
         async with stand(tmp_path) as s:
             await LATENCY.inject(planned(LATENCY, s.link, latency="5s"), s.link)
-            injection = planned(LATENCY, s.link, latency="50ms")
+            injection = planned(LATENCY, s.link, latency="100ms")  # so it waits for 700 ms
             began = time.monotonic()
             assert await active(LATENCY, injection, s.link) is Active.YES
             assert time.monotonic() - began < 1
-            s.service.delay_s = 0.58  # around the link nearly as long as one waits
+            s.service.delay_s = 0.68  # around the link nearly as long as one waits
             assert await active(LATENCY, injection, s.link) is Active.UNKNOWN
 
     asyncio.run(test())

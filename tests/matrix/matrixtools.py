@@ -395,7 +395,8 @@ def _heal_ms(told: list[dict[str, object]]) -> float | None:
 
 
 def _problem(kind: str, ending: str, code: int, left: list[str], run: Started) -> str:
-    held = Catalog(plugins=False).fault(kind).held
+    fault = Catalog(plugins=False).fault(kind)
+    goes_along = fault.held and fault.needs is not Needs.LINK  # a link's fault is in the proxy
     if left:
         return f"left: {'; '.join(left)}"
     if code not in ENDINGS[ending].exits:
@@ -403,6 +404,11 @@ def _problem(kind: str, ending: str, code: int, left: list[str], run: Started) -
         return f"exit {code}, not {wanted}: {run.output()[-600:]}"
     if ending == "disk-full" and "fault_injected" in run.events():
         return "it was injected without a word in the ledger"
-    if ending == "target-gone" and code == 0 and held and "fault_reinjected" not in run.events():
+    if (
+        ending == "target-gone"
+        and code == 0
+        and goes_along
+        and "fault_reinjected" not in run.events()
+    ):
         return "exit 0 although the fault went with the target and was not done again"
     return ""
