@@ -100,7 +100,7 @@ class NvidiaWorkerStop(_OnWorker):
             there = workers(nvml, it, handle.spec)
             used = sm_use(nvml, it, {pid for pid, _ in there}) if there else None
         text = f"a chat: {said}; by NVML {len(there)} workers on the card use {used} % of its SMs"
-        if said == 200 or (used and said is Broken.TIMEOUT):
+        if said == 200:
             return Observation(Active.NO, text)
         hung = said is Broken.TIMEOUT and there and used == 0
         return Observation(Active.YES if hung else Active.UNKNOWN, text)
