@@ -282,7 +282,7 @@ class _Judgement:
             name=fault.name,
             kind=fault.kind,
             grade=str(grade),
-            target=life.hit or fault.link or fault.service,
+            target=fault.link or life.hit or fault.service,
             planned_at_s=life.window.inject_us / SECOND,
             injected_at_s=_seconds(life.injected_us),
             active_share=life.active_share,
