@@ -166,6 +166,8 @@ def _injection_proof(
     heal_began = [
         e.integer("began_us") for e in healed if e.text("injection") == injected.text("injection")
     ]
+    if problem := _too_late(window, ended):
+        return problem, []
     start_us = max(window.inject_us + GUARD_US, ended)
     until_us = min([window.heal_us, *heal_began])
     during = [e for e in after if e.text("stage") == "during" and start_us <= e.t_us <= until_us]
@@ -179,6 +181,15 @@ def _baseline(looks: list[Event]) -> str:
     if "yes" in before:
         return "it looked active before inject already"
     return "" if set(before) == {"no"} else "its baseline before inject is unknown"
+
+
+def _too_late(window: FaultWindow, ended_us: int) -> str:
+    """A fault that was on for the last moment of its window has not shown what the window says."""
+    span_us = window.heal_us - window.inject_us
+    late_us = ended_us - window.inject_us
+    if late_us - GUARD_US <= max(min(_GAP_US, span_us // 2), _UNKNOWN_SHARE * span_us):
+        return ""
+    return f"it was in place {late_us / SECOND:.1f} s late, of the {span_us / SECOND:g} s planned"
 
 
 def _held_proof(during: list[Event], start_us: int, until_us: int) -> str:

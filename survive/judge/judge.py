@@ -243,7 +243,7 @@ class _Judgement:
                     verdict=word,
                     limit=objective.limit / SECOND,
                     unit="s",
-                    observed=_recovered_s(recovery),
+                    observed=_recovered_s(recovery, word),
                     low=_seconds(recovery.earliest_after_us),
                     high=_seconds(recovery.recovered_after_us),
                     n=recovery.n,
@@ -400,8 +400,8 @@ def _seconds(us: int | None) -> float | None:
     return None if us is None else us / SECOND
 
 
-def _recovered_s(recovery: Recovery) -> Number:
-    if recovery.decided and recovery.recovered_after_us is None:
+def _recovered_s(recovery: Recovery, word: Word) -> Number:
+    if word is Word.FAILED and recovery.decided and recovery.recovered_after_us is None:
         return "inf"
     return _seconds(recovery.recovered_after_us)
 

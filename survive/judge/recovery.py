@@ -16,13 +16,15 @@ from survive.judge.faults import Life
 from survive.judge.metrics import Tally
 from survive.judge.verdict import Word
 from survive.judge.windows import Group, Windows
-from survive.plan.model import FaultWindow
+from survive.plan.model import GUARD_US, SLICE_US, FaultWindow
 from survive.record.rates import mean_rps
 from survive.record.table import I64
+from survive.units import SECOND
 
 LEAST = 30
 SAME_LOAD = 1.05  # up to here the load counts as what it was before the fault
 _ROUNDING = 1e-9
+_SLACK_US = SLICE_US + 2 * GUARD_US  # a watch as planned may end so much before the limit
 
 _HOLDS, _UNDECIDED, _BROKEN = 0, 1, 2
 
@@ -46,6 +48,7 @@ class Moment:
     possible_us: int | None
     certain_us: int | None
     spans: int  # looked at
+    last_us: int | None = None  # start of the last of them
 
     @property
     def decided(self) -> bool:
@@ -67,6 +70,7 @@ class Recovery:
     risen: float  # planned load while watched ÷ before the fault
     n: int
     bad: int
+    watched_us: int  # from the origin to the last moment at which it could be seen to be back
 
 
 def first_holding(
@@ -86,6 +90,7 @@ def first_holding(
         int(starts[first_possible]) if first_possible < len(starts) else None,
         int(starts[first_certain]) if first_certain < len(starts) else None,
         len(starts),
+        int(starts[-1]) if len(starts) else None,
     )
 
 
@@ -138,6 +143,7 @@ def watch(
         risen=_risen(group, windows),
         n=n,
         bad=bad,
+        watched_us=_after(back.last_us, origin_us) or 0,
     )
 
 
@@ -212,6 +218,9 @@ def _requests(steady: Sequence[Steady], window: str) -> tuple[int, int]:
 def recovery_word(recovery: Recovery, limit_us: float) -> tuple[Word, str]:
     """Survived, failed or undecided for one limit, and why if it is not plain."""
     if recovery.decided and recovery.recovered_after_us is None:
+        if recovery.watched_us < limit_us - _SLACK_US:
+            seen = recovery.watched_us / SECOND
+            return Word.INCONCLUSIVE, f"not back {seen:.1f} s after its heal, where the watch ended"
         return Word.FAILED, "it did not come back while it was watched"
     certain, best = recovery.recovered_after_us, recovery.earliest_after_us
     if certain is not None and certain <= limit_us:

@@ -575,3 +575,30 @@ def test_a_bad_event_never_improves_a_verdict(
     for old, new in zip(verdicts[0].objectives, verdicts[1].objectives, strict=True):
         assert RANK[new.verdict] >= RANK[old.verdict], (old, new)
     assert RANK[verdicts[1].verdict] >= RANK[verdicts[0].verdict]
+
+
+@pytest.mark.parametrize(("late_us", "word"), [(2 * S, Word.SURVIVED), (6 * S, Word.INCONCLUSIVE)])
+def test_a_fault_that_came_for_its_last_moments_proves_nothing(tmp_path, late_us, word):
+    verdict = verdict_of(Story(scenario(rps=600), inject_late_us=late_us), tmp_path)
+    assert verdict.verdict is word
+    if word is Word.INCONCLUSIVE:
+        assert verdict.faults[0].proof == "it was in place 6.0 s late, of the 8 s planned"
+        assert cell(verdict, "degrade", "chat").verdict is Word.INCONCLUSIVE
+
+
+def test_a_late_heal_takes_no_time_from_the_recovery_limit(tmp_path):
+    """Healed 2.9 s late and back 5 s after that: the watch ended before the limit of 6 s did."""
+    story = Story(scenario(rps=600), down(20, 35.5), heal_late_us=2_900 * MS)
+    back = cell(verdict_of(story, tmp_path), "back")
+    assert back.verdict is Word.INCONCLUSIVE
+    assert back.observed is None
+    assert back.why.startswith("not back 3.") and "where the watch ended" in back.why
+
+
+def test_a_limit_beyond_the_watch_cannot_be_broken_by_it(tmp_path):
+    story = Story(scenario(rps=600), down(20, 36))
+    assert cell(verdict_of(story, tmp_path), "back").verdict is Word.FAILED
+    raised = replace(BACK, limit=60 * S)
+    patient = replace(story.scenario, objectives={**story.scenario.objectives, "back": raised})
+    again = judge(Record.load(tmp_path / "run"), patient)
+    assert cell(again, "back").verdict is Word.INCONCLUSIVE
