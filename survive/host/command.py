@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import platform
@@ -21,7 +22,7 @@ from survive import __version__
 from survive.catalog import Catalog
 from survive.chaos.permission import permitted
 from survive.contracts import Json
-from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError
+from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError, UsageError
 from survive.judge.explain import too_few
 from survive.judge.judge import judge
 from survive.judge.verdict import Verdict
@@ -150,7 +151,10 @@ def judge_run(folder: Path, *, from_hlog: bool, form: str) -> ExitCode:
     """Judge a stored run again; writes nothing but its verdict.json."""
     record = Record.load(folder, from_hlog=from_hlog)
     verdict = judge(record, load_stored(folder))
-    _write_json(folder / "verdict.json", verdict.to_json())
+    try:
+        _write_json(folder / "verdict.json", verdict.to_json())
+    except OSError as error:  # an archive may be read-only, and is judged all the same
+        click.echo(f"warning: verdict.json is as it was: {error}", err=True)
     _show(record, verdict, form)
     return verdict.exit_code
 
@@ -164,9 +168,12 @@ def report_run(folder: Path, *, form: str, output: Path | None) -> ExitCode:
         return ExitCode.SURVIVED
     rendered = Catalog(folder).reporter(form).render(record, verdict)
     if output is None or str(output) == "-":
-        sys.stdout.buffer.write(rendered)
-    else:
+        _say(rendered)
+        return ExitCode.SURVIVED
+    try:
         output.write_bytes(rendered)
+    except OSError as error:
+        raise UsageError(f"the report cannot be written: {error}") from error
     return ExitCode.SURVIVED
 
 
@@ -261,7 +268,41 @@ def _console(stream: Any) -> Console:
     """Cursor movement only on a real terminal, whatever FORCE_COLOR says."""
     from rich.console import Console
 
-    return Console(file=stream, force_interactive=stream.isatty(), highlight=False)
+    heard: Any = _Unheard(stream) if stream is not None else io.StringIO()  # closed: `2>&-`
+    return Console(file=heard, force_interactive=heard.isatty(), highlight=False)
+
+
+class _Unheard:
+    """A stream whose reader may leave (`2>&1 | head`, a terminal that is closed): who watches a run
+    does not end it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As of the stream."""
+        try:
+            self._stream.write(text)
+        except OSError:
+            _to_nowhere(self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        """As of the stream."""
+        try:
+            self._stream.flush()
+        except OSError:
+            _to_nowhere(self._stream)
+
+
+def _to_nowhere(stream: Any) -> None:
+    """What a stream still holds, and what will come, is lost without another error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _display(console: Console, context: RunContext) -> Any:
@@ -272,10 +313,26 @@ def _display(console: Console, context: RunContext) -> Any:
 
 
 def _show(record: Record, verdict: Verdict, form: str) -> None:
+    if sys.stdout is None:  # closed: `>&-`
+        return
     if form == "json":
-        click.echo(json.dumps(verdict.to_json(), indent=2))
+        _say(json.dumps(verdict.to_json(), indent=2).encode() + b"\n")
         return
     from survive.catalog import builtin_root, load_module
 
     terminal = load_module(builtin_root() / "reporters" / "terminal.py")
-    terminal.print_report(_console(sys.stdout), record, verdict)
+    console = _console(sys.stdout)
+    with console.capture() as captured:
+        terminal.print_report(console, record, verdict)
+    _say(captured.get().encode(sys.stdout.encoding, "replace"))
+
+
+def _say(text: bytes) -> None:
+    """To stdout. A reader that left (`| head`) or a full disk does not change the exit code."""
+    try:
+        sys.stdout.buffer.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            click.echo(f"warning: stdout cannot be written: {error}", err=True)
+        _to_nowhere(sys.stdout)

@@ -134,3 +134,51 @@ def test_a_folder_that_is_no_run(tmp_path):
     done = survive("judge", tmp_path)
     assert done.returncode == 2
     assert str(tmp_path) in done.stderr
+
+
+@pytest.mark.parametrize("form", ["human", "json"])
+@pytest.mark.parametrize("limit, code", [("900ms", 0), ("1ms", 1)])
+def test_a_reader_that_leaves_does_not_change_the_exit_code(moved, form, limit, code):
+    file = moved / "scenario.yaml"
+    file.write_text(file.read_text().replace("900ms", limit))
+    with subprocess.Popen(
+        [sys.executable, "-m", "survive", "judge", str(moved), "--format", form],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as judging:  # fmt: skip
+        judging.stdout.close()
+        assert (judging.stderr.read(), judging.wait(60)) == (b"", code)
+
+
+def test_a_full_stdout_is_told_and_does_not_change_the_exit_code(moved):
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "survive", "judge", str(moved), "--format", "json"],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: stdout cannot be written")
+
+
+def test_an_archive_that_cannot_be_written_is_judged_all_the_same(moved):
+    (moved / "verdict.tmp").mkdir()  # also root meets this one
+    done = survive("judge", moved)
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: verdict.json is as it was")
+
+
+def test_a_report_that_cannot_be_written_is_a_wrong_command_line(moved):
+    done = survive("report", moved, "--format", "json", "-o", moved / "no" / "such" / "folder")
+    assert done.returncode == 2
+    assert done.stderr.startswith("the report cannot be written")
+
+
+def test_who_watches_a_run_does_not_end_it(tmp_path):
+    """The reader of stderr leaves after the first line: `survive run ... 2>&1 | head -1`."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "survive", "run", str(QUICKSTART), "--virtual", "--out", tmp_path],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as running:  # fmt: skip
+        running.stderr.readline()
+        running.stderr.close()
+        assert b"SURVIVED" in running.stdout.read()
+        assert running.wait(60) == 0
