@@ -6,13 +6,20 @@ Poisson(256) by inverse CDF, their places are sorted uniforms (conditional unifo
 1993, §2.4), and Λ⁻¹ brings them back to time. So a block needs nothing but (seed, block): any
 worker can make any part of the schedule, and the union over workers is the whole.
 
-Random bits are counter-based (splitmix64 finaliser over seed, stream, block, position); the
-Poisson table is exact integer arithmetic and ln is our own series over exactly rounded
-operations, so the same seed gives the same bytes on any IEEE-754 machine.
+Bursty arrivals are a gamma renewal process on the same axis (gamma.py). There a block is 256
+arrivals, however long they take. Gaps need nothing but the seed and their number, and where a
+chunk of them begins is the sum of all before it: one float, added in one order. So a worker
+that sends a part of the schedule makes every gap and keeps its own arrivals by their number (a
+number needs the counts of all earlier blocks with Poisson too): no messages, and the union is
+still the whole.
+
+Random bits are counter-based and ln and exp our own (chance.py); the Poisson table is exact integer
+arithmetic: the same seed gives the same bytes on any IEEE-754 machine.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,19 +30,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from survive.plan.chance import F64, I64, bits, ln, ln1, uniforms
+from survive.plan.gamma import CHUNK, gaps
 from survive.plan.model import BLOCK
+from survive.scenario.arrivals import burstiness
 from survive.scenario.model import Phase
 from survive.units import SECOND
 
-U64 = npt.NDArray[np.uint64]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
-
-# The Weyl sequence of splitmix64: position i of a block's words.
-_STEPS: U64 = np.arange(1, 4 * BLOCK + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-
-_COUNT, _PLACE, _KIND, _ROW = range(4)  # independent streams of bits
-_MASK = (1 << 64) - 1
+_COUNT, _PLACE, _KIND, _ROW = range(4)  # independent streams of bits; gamma.py has those from 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,36 +53,6 @@ class Block:
     intended_us: I64
     kind: I64
     row: I64
-
-
-def _mix(x: U64) -> U64:
-    """The splitmix64 finaliser (Steele, Lea, Flood 2014), element-wise."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _key(*parts: int) -> int:
-    """Fold integers to a 64-bit key; each part passes the mixer, so near seeds are unrelated."""
-    key = 0x9E3779B97F4A7C15
-    for part in parts:
-        x = key ^ (part & _MASK)  # _mix for one number, without the cost of an array
-        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
-        key = ((x ^ (x >> 31)) + 0x9E3779B97F4A7C15) & _MASK
-    return key
-
-
-def bits(seed: int, stream: int, block: int, count: int) -> U64:
-    """``count`` raw 64-bit words of one stream of one block."""
-    if count > len(_STEPS):
-        raise ValueError(f"a block has at most {len(_STEPS)} arrivals")
-    return _mix(_STEPS[:count] + np.uint64(_key(seed, stream, block)))
-
-
-def uniforms(words: U64) -> F64:
-    """53 bits each, in [0, 1)."""
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @cache
@@ -109,31 +81,6 @@ def poisson_count(seed: int, block: int) -> int:
     return int(np.searchsorted(_poisson_table(), word, side="right")[0])
 
 
-_LN2 = 0.6931471805599453
-
-
-def ln(x: F64) -> F64:
-    """Natural logarithm by 2·artanh((m−1)/(m+1)) with exactly rounded operations only.
-
-    Error below 4 units in the last place for normal positive x; the same bits everywhere, which
-    no libm promises.
-    """
-    mantissa, exponent = np.frexp(x)
-    low = mantissa < math.sqrt(0.5)
-    mantissa = np.where(low, mantissa * 2.0, mantissa)
-    exponent = np.where(low, exponent - 1, exponent).astype(np.float64)
-    z = (mantissa - 1.0) / (mantissa + 1.0)
-    square = z * z
-    series = np.zeros_like(z)
-    for k in range(25, 0, -2):
-        series = series * square + 1.0 / k
-    return exponent * _LN2 + 2.0 * z * series
-
-
-def _ln1(x: float) -> float:
-    return float(ln(np.array([x], dtype=np.float64))[0])
-
-
 @dataclass(frozen=True, slots=True)
 class _Segment:
     """One phase on the Λ axis: [lambda_start, lambda_end) ↔ [start_us, end_us)."""
@@ -151,7 +98,7 @@ class _Segment:
         if start == end:
             seconds = due / start
         elif self.phase.curve == "exponential":
-            growth = _ln1(end / start)
+            growth = ln1(end / start)
             seconds = ln(1.0 + due * (growth / (start * span_s))) * (span_s / growth)
         else:
             slope = (end - start) / span_s
@@ -166,7 +113,7 @@ def expected(phase: Phase) -> float:
     if phase.constant:
         return float(phase.start_rps * span)
     if phase.curve == "exponential":
-        growth = _ln1(float(phase.end_rps / phase.start_rps))
+        growth = ln1(float(phase.end_rps / phase.start_rps))
         return float(phase.end_rps - phase.start_rps) * float(span) / growth
     return float((phase.start_rps + phase.end_rps) / 2 * span)
 
@@ -181,6 +128,7 @@ class Schedule:
         self, seed: int, arrivals: str, phases: Sequence[Phase], kinds: Sequence[str]
     ) -> None:
         self._seed = seed
+        self._cv = burstiness(arrivals)
         self._poisson = arrivals == "poisson"
         self._segments: list[_Segment] = []
         total = 0.0
@@ -203,15 +151,28 @@ class Schedule:
     def blocks(self) -> Iterator[Block]:
         """Every arrival, in order. Empty blocks are left out."""
         first = 0
-        for number in range(math.ceil(self.expected / BLOCK)):
-            block = self._block(number, first)
-            if len(block.intended_us):
-                first += len(block.intended_us)
-                yield block
+        for number, at in self._covering():
+            at = at[: int(np.searchsorted(at, self.expected))]
+            if len(at):
+                yield self._block(number, first, at)
+                first += len(at)
 
-    def _block(self, number: int, first: int) -> Block:
-        at = self._places(number)
-        at = at[: int(np.searchsorted(at, self.expected))]
+    def _covering(self) -> Iterator[tuple[int, F64]]:
+        """(block, its places on the Λ axis), ascending, until the axis is covered."""
+        if self._cv is None:
+            for number in range(math.ceil(self.expected / BLOCK)):
+                yield number, self._places(number)
+            return
+        begin = 0.0
+        for chunk in itertools.count():
+            at = begin + np.cumsum(gaps(self._seed, chunk, self._cv))
+            for part in range(CHUNK // BLOCK):
+                yield chunk * (CHUNK // BLOCK) + part, at[part * BLOCK : (part + 1) * BLOCK]
+            begin = float(at[-1])
+            if begin >= self.expected:
+                return
+
+    def _block(self, number: int, first: int, at: F64) -> Block:
         draw = uniforms(bits(self._seed, _KIND, number, len(at)))
         intended = np.empty(len(at), dtype=np.int64)
         kind = np.empty(len(at), dtype=np.int64)

@@ -32,6 +32,8 @@ _STAND_INS: Mapping[str, Any] = {
     "after": "1s",
     "metric": "success",
     "below": "1%",
+    "bursty": {"cv": 1},
+    "cv": 1,
     "over": "1s",
     "env": "BROKEN",
     "file": "broken",
@@ -261,11 +263,13 @@ def _resolve(model: type[Strict], loc: tuple[str | int, ...], root: Node) -> tup
     path: list[str | int] = []
     kind: Any = model
     holder: Any = model
+    chosen = False  # the option of this union was named: what follows is a key
     for step in loc:
-        if step == "[key]" or _is_option(kind, step):
+        if step == "[key]" or (not chosen and _is_option(kind, step)):
+            chosen = step != "[key]"
             continue
         path.append(step)
-        holder, kind = kind, child_type(kind, step)
+        holder, kind, chosen = kind, child_type(kind, step), False
     return tuple(path), holder
 
 

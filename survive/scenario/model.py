@@ -69,10 +69,10 @@ class Phase:
 class LoadSpec:
     """The whole schedule of the load, before chance."""
 
-    arrivals: str  # poisson | uniform
+    arrivals: str  # poisson | uniform | bursty cv N | a preset; see arrivals.py
     scale: Fraction
     lanes: int  # connections, each with one request at a time
-    lanes_needed: int  # ceil(peak rate × largest timeout × 1.2)
+    lanes_needed: int  # ceil(peak rate × largest timeout × 1.2); more if bursty
     phases: tuple[Phase, ...]
 
     @property

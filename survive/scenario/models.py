@@ -271,11 +271,38 @@ class PhaseModel(Strict):
     )
 
 
+class GammaModel(Strict):
+    """Gaps of a gamma process."""
+
+    cv: float = Field(
+        ge=1, le=20, description="Coefficient of variation of the gaps; 1 is Poisson, 3 bursty."
+    )
+
+
+class BurstyModel(Strict):
+    """Arrivals in bursts."""
+
+    bursty: GammaModel = Field(description="Gaps of a gamma process, like {cv: 3}.")
+
+
+def _arrivals_form(value: object) -> str:
+    return "map" if isinstance(value, dict | BurstyModel) else "name"
+
+
+Arrivals = Annotated[
+    Annotated[Literal["poisson", "uniform", "azure-conv", "azure-code"], Tag("name")]
+    | Annotated[BurstyModel, Tag("map")],
+    Discriminator(_arrivals_form),
+]
+
+
 class LoadModel(Strict):
     """The schedule of the traffic."""
 
-    arrivals: Literal["poisson", "uniform"] = Field(
-        "poisson", description="How intended starts are spread. Default poisson."
+    arrivals: Arrivals = Field(
+        "poisson",
+        description="How intended starts are spread: poisson (default), uniform, bursty: {cv: 3}, "
+        "or bursty like a public trace: azure-conv (cv 1.1), azure-code (cv 13.2).",
     )
     scale: Scale = Field(
         Fraction(1), description="Every rate times this, like 1/1000; printed in each header."

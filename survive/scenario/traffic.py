@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from survive.catalog import nearest
+from survive.scenario.arrivals import bursty, lanes_needed
 from survive.scenario.check import Check, is_streamed
 from survive.scenario.data import Variable, data_problem, variables
 from survive.scenario.model import (
@@ -17,6 +18,7 @@ from survive.scenario.model import (
     RequestKind,
 )
 from survive.scenario.models import (
+    LoadModel,
     PhaseModel,
     RequestModel,
 )
@@ -28,7 +30,6 @@ METHODS = ("get", "post", "put", "patch", "delete")
 MAX_RPS = 10_000_000
 MAX_LOAD_US = 24 * 3600 * SECOND
 MAX_LANES = 10_000
-LANE_MARGIN = Fraction(6, 5)  # DESIGN law 2: peak rate × timeout × 1.2
 _EPSILON = 1e-9
 
 
@@ -155,14 +156,21 @@ def make_load(check: Check, requests: Mapping[str, RequestKind]) -> LoadSpec:
         check.wrong(("load", "phases"), f"the load lasts {show_us(end)}, over 24h", key=True)
     peak = max(max(p.start_rps, p.end_rps) for p in phases)
     timeout = max((r.timeout_us for r in requests.values()), default=SECOND)
-    needed = max(1, math.ceil(peak * Fraction(timeout, SECOND) * LANE_MARGIN))
+    arrivals = _arrivals(model)
+    needed = lanes_needed(arrivals, peak * Fraction(timeout, SECOND))
     lanes = model.lanes if model.lanes is not None else min(needed, MAX_LANES)
     if lanes < needed:
         check.warnings.append(
             f"{lanes} lanes are fewer than the {needed} that {show_rps(float(peak))} with "
             f"timeouts of {show_us(timeout)} can need; waiting for a lane counts as latency"
         )
-    return LoadSpec(model.arrivals, model.scale, lanes, needed, tuple(phases))
+    return LoadSpec(arrivals, model.scale, lanes, needed, tuple(phases))
+
+
+def _arrivals(model: LoadModel) -> str:
+    """The word of the plan for how arrivals are spread."""
+    given = model.arrivals
+    return given if isinstance(given, str) else bursty(given.bursty.cv)
 
 
 def _phase(

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from survive.plan.arrivals import Schedule, expected, ln, poisson_count
+from survive.plan.arrivals import Schedule, expected, poisson_count
+from survive.plan.chance import exp, ln
+from survive.plan.gamma import gaps
 from survive.scenario.model import Phase
 
 SHARES = {"chat": 0.6, "search": 0.4}
@@ -54,6 +56,9 @@ def digest(schedule):
         ("poisson", 42, "7f722d9094dda2c6"),
         ("poisson", 43, "fef33223872824f9"),
         ("uniform", 42, "5694c64e102b3a5d"),
+        ("bursty cv 3", 42, "44ae0d680b0b845a"),
+        ("azure-conv", 42, "2ecce782caeed934"),
+        ("azure-code", 42, "5a5d5a5b9d9b3609"),
     ],
 )
 def test_same_seed_gives_the_same_bytes_on_any_machine(arrivals, seed, golden):
@@ -70,7 +75,7 @@ def test_uniform_arrivals_are_evenly_spaced():
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**63),
-    arrivals=st.sampled_from(["poisson", "uniform"]),
+    arrivals=st.sampled_from(["poisson", "uniform", "bursty cv 3", "azure-code"]),
     rates=st.lists(st.integers(1, 400), min_size=1, max_size=5),
     curve=st.sampled_from(["linear", "exponential"]),
     ramp=st.booleans(),
@@ -94,7 +99,7 @@ def test_every_arrival_lies_in_order_inside_the_load(seed, arrivals, rates, curv
     assert last < phases[-1].end_us
     if arrivals == "uniform":
         assert abs(first - schedule.expected) <= 1
-    else:
+    elif arrivals == "poisson":
         assert abs(first - schedule.expected) < 6.5 * math.sqrt(schedule.expected) + 1
 
 
@@ -139,6 +144,82 @@ def test_kinds_come_in_their_shares():
 def test_our_logarithm_agrees_with_libm():
     x = np.exp(np.linspace(-30, 30, 20001))
     assert np.max(np.abs(ln(x) - np.log(x)) / np.maximum(np.abs(np.log(x)), 1e-3)) < 1e-15
+
+
+def test_our_exponential_agrees_with_libm():
+    x = np.linspace(-700, 700, 20001)
+    assert np.max(np.abs(exp(x) / np.exp(x) - 1)) < 1e-15
+    assert exp(np.array([-701.0, -1e9])).tolist() == [0.0, 0.0]
+
+
+def gamma_cdf(shape, x):
+    """P(a, x) = x^a e^-x Σ x^n / Γ(a + n + 1): all terms positive, so nothing cancels."""
+    term = np.exp(shape * np.log(x) - x - math.lgamma(shape + 1))
+    total = np.zeros_like(x)
+    for n in range(1, 1000):
+        total += term
+        term = term * x / (shape + n)
+    return total
+
+
+@pytest.mark.parametrize("cv", [1, 1.1, 3, 13.2, 20])
+def test_bursty_gaps_are_gamma(cv):
+    drawn = np.sort(np.concatenate([gaps(11, chunk, cv) for chunk in range(1, 13)]))
+    shape = 1 / cv**2
+    low = np.count_nonzero(drawn < 1e-250)  # underflow: true values lie below what a float holds
+    rank = (np.arange(len(drawn)) + 0.5) / len(drawn)
+    distance = np.max(np.abs(rank[low:] - gamma_cdf(shape, drawn[low:] * shape)))
+    assert distance < 1.95 / math.sqrt(len(drawn))
+    assert drawn.mean() == pytest.approx(1, abs=4 * cv / math.sqrt(len(drawn)))
+
+
+def test_bursty_gaps_with_cv_1_are_exponential():
+    drawn = np.sort(gaps(12, 1, 1))
+    rank = (np.arange(len(drawn)) + 0.5) / len(drawn)
+    assert np.max(np.abs(rank - (1 - np.exp(-drawn)))) < 1.95 / math.sqrt(len(drawn))
+
+
+@pytest.mark.parametrize("cv", [3, 13.2])
+def test_bursty_arrivals_come_at_the_rate_asked_from_the_first_second(cv):
+    counts = np.array([np.searchsorted(np.cumsum(gaps(s, 0, cv)), (20, 400)) for s in range(1500)])
+    for expected_count, seen in zip((20, 400), counts.T, strict=True):
+        assert abs(seen.mean() - expected_count) < 4 * seen.std() / math.sqrt(len(seen))
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "least", "most"), [("azure-conv", 1.05, 1.4), ("bursty cv 3", 7.5, 10.5)]
+)
+def test_bursty_counts_are_dispersed_by_the_square_of_cv(arrivals, least, most):
+    got = times(Schedule(7, arrivals, [phase("flat", 0, 1200, 250)], list(SHARES)))
+    per_second = np.bincount(got // 1_000_000, minlength=1200)
+    assert least < per_second.var() / per_second.mean() < most
+
+
+def test_bursty_gaps_follow_each_other_without_memory():
+    drawn = gaps(13, 2, 3)
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 4 / math.sqrt(len(drawn))
+    assert abs(np.corrcoef(drawn, gaps(14, 2, 3))[0, 1]) < 4 / math.sqrt(len(drawn))
+
+
+def test_bursty_workers_need_only_the_seed_to_stripe():
+    """Worker k of n walks the same blocks and keeps its numbers: together they have the whole."""
+    flat = [phase("flat", 0, 60, 300)]
+    whole = times(Schedule(3, "bursty cv 3", flat, list(SHARES)))
+    assert len(whole) > 3 * 4096  # over several chunks
+    parts = []
+    for k in range(3):
+        for block in Schedule(3, "bursty cv 3", flat, list(SHARES)).blocks():
+            number = block.first + np.arange(len(block.intended_us))
+            parts.append(np.stack([number, block.intended_us])[:, number % 3 == k])
+    union = np.concatenate(parts, axis=1)
+    order = np.argsort(union[0])
+    assert (union[0][order] == np.arange(len(whole))).all()
+    assert (union[1][order] == whole).all()
+
+
+def test_unknown_arrivals_are_refused():
+    with pytest.raises(ValueError, match="unknown arrivals 'random'"):
+        Schedule(1, "random", RAMP, list(SHARES))
 
 
 def test_near_seeds_are_unrelated():

@@ -226,6 +226,24 @@ def test_lanes_default_to_what_is_needed_and_fewer_is_a_warning(team: Path) -> N
     assert len(many.warnings) == 1
 
 
+@pytest.mark.parametrize(
+    ("written", "planned", "lanes"),
+    [
+        ("uniform", "uniform", 480),
+        ("azure-conv", "azure-conv", 480),
+        ("azure-code", "azure-code", 1192),  # 400 + 3 × 13.2 × √400
+        ("{bursty: {cv: 3}}", "bursty cv 3", 580),
+        ("{bursty: {cv: 2.5}}", "bursty cv 2.5", 550),
+    ],
+)
+def test_arrivals_come_in_bursts_and_those_need_more_lanes(
+    team: Path, written: str, planned: str, lanes: int
+) -> None:
+    edit(team, "  phases:", f"  arrivals: {written}\n  phases:")
+    spec = load(team).load
+    assert (spec.arrivals, spec.lanes_needed) == (planned, lanes)
+
+
 def test_keys_that_begin_with_x_are_free_at_every_level(team: Path) -> None:
     edit(team, "name: small", "x-team: {anything: [1]}\nname: small")
     edit(team, "  crash:", "  x-base: 5\n  crash:")
@@ -354,6 +372,25 @@ ONE = [
         "phases:",
         "the load lasts 86420s, over 24h",
     ),
+    ("  phases:", "  arrivals: azure\n  phases:", F, 8, "azure", "'azure' is not 'poisson'"),
+    (
+        "  phases:",
+        "  arrivals: {bursty: {cv: 0.5}}\n  phases:",
+        F,
+        8,
+        "0.5",
+        "0.5 is less than 1",
+    ),
+    ("  phases:", "  arrivals: {bursty: {}}\n  phases:", F, 8, "{}", "bursty has no 'cv'"),
+    (
+        "  phases:",
+        "  arrivals: {burst: 1, bursty: {cv: 2}}\n  phases:",
+        F,
+        8,
+        "burst:",
+        "unknown key 'burst' of arrivals (did you mean 'bursty'?)",
+    ),
+    ("  phases:", "  arrivals: {bursty: 3}\n  phases:", F, 8, "3", "expected a map, not 3"),
     ("for: 10s}", "for: 10s, share: {fnd: 1%}}", F, 9, "fnd:", "unknown request 'fnd'"),
     (
         "team.slow",
