@@ -5,7 +5,8 @@
     ├── ScenarioError   2   a scenario or target file is wrong (all problems at once)
     ├── RecordError     2   a stored run cannot be read
     ├── RefusedError    6   resolves to nothing here, host not allowed, privilege missing
-    └── HarnessError    3   the harness could not do its work: no verdict can be trusted
+    ├── HarnessError    3   the harness could not do its work: no verdict can be trusted
+    └── UnhealedError   5   a heal is not proven, and the record cannot say so
 
 A failed request is data and a fault that does not bite is a verdict; neither is an exception.
 Anything that is not a SurviveError is a bug of ours: exit 70.
@@ -80,6 +81,12 @@ class HarnessError(SurviveError):
     """The harness failed at its own work; nothing that it saw can be trusted."""
 
     exit_code = ExitCode.INCONCLUSIVE
+
+
+class UnhealedError(SurviveError):
+    """A heal is not proven, and there is no record that could say so (a full disk)."""
+
+    exit_code = ExitCode.HEAL_UNPROVEN
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from survive.chaos.permission import permitted
 from survive.contracts import Json
 from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError, UsageError
 from survive.judge.explain import too_few
+from survive.judge.faults import heals_owed
 from survive.judge.judge import judge
 from survive.judge.verdict import Verdict
 from survive.plan.model import Plan
@@ -125,9 +126,10 @@ def _run_in(context: RunContext, form: str, virtual: bool) -> ExitCode:
     if error is not None:
         for line in error.lines():
             click.echo(line, err=True)
-        if error.exit_code is ExitCode.REFUSED:
-            return error.exit_code
     record = Record.load(context.folder)
+    refused = error is not None and error.exit_code is ExitCode.REFUSED
+    if refused and not heals_owed(record.plan, record.events):
+        return ExitCode.REFUSED
     verdict = judge(record, context.scenario)
     _write_json(context.folder / "verdict.json", verdict.to_json())
     _point_latest(context.folder)

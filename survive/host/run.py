@@ -17,7 +17,7 @@ from survive.chaos.conductor import conduct
 from survive.chaos.ports import AgentPort
 from survive.clock import Clock, sleep_us
 from survive.contracts import Json
-from survive.errors import HarnessError, SurviveError
+from survive.errors import HarnessError, SurviveError, UnhealedError
 from survive.host.driver import TargetUnhealthyError
 from survive.plan.model import Plan
 from survive.record.samples import Frame
@@ -132,12 +132,14 @@ class Run:
         )
         try:
             ended, error = await self._guarded()
-        except HarnessError:
-            await self._stop_agent({})  # the record cannot even say why; heal all the same
-            raise
+        except HarnessError as error:  # the record cannot even say why; heal all the same
+            raise _worst(error, await self._stop_agent({})) from error
         usage = dict(await self._usage()) if ended["ended"] != "agent_died" else {}
         left = await self._stop_agent(ended)
-        self.emit("run_ended", {**ended, "usage": usage, "unproven_heals": left})
+        try:
+            self.emit("run_ended", {**ended, "usage": usage, "unproven_heals": left})
+        except HarnessError as failed:
+            raise _worst(failed, left) from failed
         return error
 
     async def _guarded(self) -> tuple[dict[str, Json], SurviveError | None]:
@@ -233,6 +235,19 @@ class Run:
         except SurviveError as error:
             ended.update(ended="agent_died", detail=error.message)
             return []
+
+
+def _worst(error: HarnessError, left: list[Json]) -> SurviveError:
+    """What a run without a record ends with: an unproven heal goes before all else."""
+    unhealed = [entry for entry in left if isinstance(entry, dict)]
+    if not unhealed:
+        return error
+    said = "; ".join(
+        f"the heal of {e.get('fault')} is not proven: {e.get('why')}" for e in unhealed
+    )
+    by_hand = "; ".join(str(e["by_hand"]) for e in unhealed if e.get("by_hand"))
+    hint = f"by hand: {by_hand}" if by_hand else "`survive heal --check` tells what is left"
+    return UnhealedError(f"{said}; {error.message}", hint=hint)
 
 
 class AgentGoneError(HarnessError):

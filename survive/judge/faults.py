@@ -63,6 +63,11 @@ def lives(plan: Plan, events: Iterable[Event]) -> tuple[Life, ...]:
     )
 
 
+def heals_owed(plan: Plan, events: Iterable[Event]) -> bool:
+    """A fault that was injected is not proven gone: whatever else happened, exit 5."""
+    return any(life.heal_owed for life in lives(plan, events))
+
+
 def _remains(ended: Sequence[Event]) -> dict[str, list[str]]:
     """Fault → what is left to do by hand, as the agent said when it stopped."""
     found: dict[str, list[str]] = {}

@@ -40,6 +40,7 @@ asyncio.run(main())
 
 SABOTAGE = '''
 from survive.catalog import Catalog
+from survive.errors import RefusedError
 
 Latency = type(Catalog().fault("network.latency"))
 
@@ -56,6 +57,17 @@ class NoopHeal(Latency):
 
     async def heal(self, injection, handle):
         """Reports success, does nothing."""
+
+
+class Fickle(Latency):
+    kind = "sabotage.fickle"
+    asked = 0
+
+    def preflight(self, settings, victims):
+        Fickle.asked += 1
+        if Fickle.asked > 1:
+            raise RefusedError("it is not allowed any more")
+        return super().preflight(settings, victims)
 
 
 class Buggy(Latency):
@@ -218,6 +230,16 @@ def test_5_a_heal_that_does_nothing(survive):
     assert code == 5, output
     assert verdict(folder)["verdict"] == "inconclusive"
     assert "heal" in " ".join(verdict(folder)["reasons"])
+
+
+def test_5_beats_a_refusal_in_the_middle_of_a_run(survive):
+    slow = LATENCY.format(kind="sabotage.heal")[1:-1]
+    fickle = slow.replace("slow", "fickle").replace("sabotage.heal", "sabotage.fickle")
+    fickle = fickle.replace("at: 1s", "at: 7s")
+    code, output, folder = survive(faults=f"{{{slow}, {fickle}}}", seconds=9)
+    assert code == 5, output
+    assert "it is not allowed any more" in output
+    assert verdict(folder)["exit_code"] == 5
 
 
 def test_6_refused_without_its_secret(survive):
