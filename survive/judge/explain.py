@@ -76,7 +76,9 @@ def _at(us: int) -> str:
 
 def _phase(phase: Phase) -> str:
     rate = show_rps(float(phase.start_rps))
-    if not phase.constant:
+    if phase.curve == "sine":
+        rate += f" ± {phase.swing:.0%} in a sine of {_at(phase.period_us)}"
+    elif not phase.constant:
         rate += f" to {show_rps(float(phase.end_rps))}, {phase.curve}"
     label = ", warm-up, not judged" if phase.warm_up else ""
     span = _at(phase.end_us - phase.start_us)

@@ -33,6 +33,7 @@ import numpy.typing as npt
 from survive.plan.chance import F64, I64, bits, ln, ln1, uniforms
 from survive.plan.gamma import CHUNK, gaps
 from survive.plan.model import BLOCK
+from survive.plan.sine import sine_time
 from survive.scenario.arrivals import burstiness
 from survive.scenario.model import Phase
 from survive.units import SECOND
@@ -95,7 +96,10 @@ class _Segment:
         end = float(self.phase.end_rps)
         span_s = (self.phase.end_us - self.phase.start_us) / SECOND
         due = at - self.lambda_start
-        if start == end:
+        if self.phase.curve == "sine":
+            period_s = self.phase.period_us / SECOND
+            seconds = period_s * sine_time(due / (start * period_s), self.phase.swing)
+        elif start == end:
             seconds = due / start
         elif self.phase.curve == "exponential":
             growth = ln1(end / start)
@@ -110,7 +114,7 @@ class _Segment:
 def expected(phase: Phase) -> float:
     """∫ rate over one phase: its expected number of arrivals."""
     span = Fraction(phase.end_us - phase.start_us, SECOND)
-    if phase.constant:
+    if phase.constant or phase.curve == "sine":  # a sine is whole periods long
         return float(phase.start_rps * span)
     if phase.curve == "exponential":
         growth = ln1(float(phase.end_rps / phase.start_rps))

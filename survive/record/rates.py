@@ -17,7 +17,17 @@ def _rate(phase: Phase, t_us: int) -> float:
     return start + (end - start) * part
 
 
+def _sine_since_start(phase: Phase, t_us: int) -> float:
+    """Arrivals planned from the start of a sine to a moment."""
+    rate, period_s = float(phase.start_rps), phase.period_us / SECOND
+    turned = math.tau * ((t_us - phase.start_us) / phase.period_us)
+    swung = phase.swing * period_s / math.tau * (1 - math.cos(turned))
+    return rate * ((t_us - phase.start_us) / SECOND + swung)
+
+
 def _planned(phase: Phase, start_us: int, end_us: int) -> float:
+    if phase.curve == "sine":
+        return _sine_since_start(phase, end_us) - _sine_since_start(phase, start_us)
     first, last = _rate(phase, start_us), _rate(phase, end_us)
     span_s = (end_us - start_us) / SECOND
     if phase.curve == "exponential" and not math.isclose(first, last):

@@ -150,7 +150,10 @@ def _check_window(check: Check, path: Loc, text: str) -> None:
         if (
             text == "steady"
             and check.draft.sound("load")
-            and not any(p.rate is not None and not p.warm_up for p in check.model.load.phases)
+            and not any(
+                p.rate is not None and p.curve != "sine" and not p.warm_up
+                for p in check.model.load.phases
+            )
         ):
             check.wrong(path, "no phase with a constant rate outside warm-up makes up `steady`")
         return

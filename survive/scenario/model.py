@@ -48,21 +48,28 @@ class RequestKind:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of the load. Constant if both rates are equal."""
+    """A stretch of the load. Constant if both rates are equal, and it is no sine around them."""
 
     name: str
     start_us: int
     end_us: int
     start_rps: Fraction
     end_rps: Fraction
-    curve: str = "linear"  # linear | exponential; of ramps
+    curve: str = "linear"  # linear | exponential, of ramps; sine
     warm_up: bool = False
     shares: Mapping[str, float] = field(default_factory=dict)  # kind → share, sums to 1
+    swing: float = 0.0  # of a sine: its amplitude as a part of the rate, < 1
+    period_us: int = 0  # of a sine; the phase is whole periods long, so the mean is the rate
 
     @property
     def constant(self) -> bool:
         """A rate that does not change: only such phases make up ``steady``."""
-        return self.start_rps == self.end_rps
+        return self.start_rps == self.end_rps and self.curve != "sine"
+
+    @property
+    def peak_rps(self) -> Fraction:
+        """The highest rate."""
+        return max(self.start_rps, self.end_rps) * (1 + Fraction(self.swing))
 
 
 @dataclass(frozen=True, slots=True)

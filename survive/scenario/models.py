@@ -261,8 +261,16 @@ class PhaseModel(Strict):
     ramp_to: Rate | None = Field(
         None, description="Ramp from the previous phase's rate to this one."
     )
-    curve: Literal["linear", "exponential"] | None = Field(
-        None, description="The shape of a ramp; default linear."
+    curve: Literal["linear", "exponential", "sine"] | None = Field(
+        None,
+        description="The shape of a ramp, default linear; or sine: a rate that swings around "
+        "`rate`, up first, with `swing` and `period`.",
+    )
+    swing: Share | None = Field(
+        None, description="Of a sine: how far it goes up and down, like 60% of `rate`; below 100%."
+    )
+    period: Duration | None = Field(
+        None, description="Of a sine: from crest to crest; `for` is a whole number of these."
     )
     for_: Duration = Field(alias="for", description="How long, like 60s.")
     warm_up: bool = Field(False, description="Left out of `steady` and `run`.")

@@ -154,7 +154,7 @@ def make_load(check: Check, requests: Mapping[str, RequestKind]) -> LoadSpec:
     end = phases[-1].end_us
     if end > MAX_LOAD_US:
         check.wrong(("load", "phases"), f"the load lasts {show_us(end)}, over 24h", key=True)
-    peak = max(max(p.start_rps, p.end_rps) for p in phases)
+    peak = max(p.peak_rps for p in phases)
     timeout = max((r.timeout_us for r in requests.values()), default=SECOND)
     arrivals = _arrivals(model)
     needed = lanes_needed(arrivals, peak * Fraction(timeout, SECOND))
@@ -184,6 +184,7 @@ def _phase(
     if model.name in {p.name for p in before}:
         check.wrong((*path, "name"), f"a second phase is called {model.name!r}")
     _check_rates(check, path, model, first=not before)
+    _check_sine(check, path, model)
     start_us = before[-1].end_us if before else 0
     factor: Fraction = check.model.load.scale
     asked = model.rate if model.rate is not None else model.ramp_to
@@ -192,6 +193,7 @@ def _phase(
         key = "rate" if model.rate is not None else "ramp_to"
         check.wrong((*path, key), f"{float(end_rps):,.0f}/s after scale is over 10M/s")
     ramp = model.rate is None and model.ramp_to is not None and bool(before)
+    sine = model.curve == "sine" and model.swing is not None and model.period is not None
     return Phase(
         name=model.name,
         start_us=start_us,
@@ -201,6 +203,8 @@ def _phase(
         curve=model.curve or "linear",
         warm_up=model.warm_up,
         shares=_phase_shares(check, (*path, "share"), model.share, requests),
+        swing=(model.swing or 0.0) if sine else 0.0,
+        period_us=(model.period or 0) if sine else 0,
     )
 
 
@@ -216,9 +220,34 @@ def _check_rates(check: Check, path: Loc, model: PhaseModel, *, first: bool) -> 
             "begin with a phase that has a rate",
             key=True,
         )
-    if model.curve is not None and model.ramp_to is None and check.draft.sound(*path, "ramp_to"):
+    ramps = model.ramp_to is not None or model.curve in {None, "sine"}
+    if not ramps and check.draft.sound(*path, "ramp_to"):
         check.wrong(
             (*path, "curve"), "only a ramp has a curve", "use ramp_to, or remove it", key=True
+        )
+
+
+def _check_sine(check: Check, path: Loc, model: PhaseModel) -> None:
+    """A sine has a rate, a swing below 100 % and whole periods, so that its mean is its rate."""
+    if not all(check.draft.sound(*path, key) for key in ("curve", "swing", "period", "for")):
+        return
+    for key, given in (("swing", model.swing), ("period", model.period)):
+        if model.curve != "sine" and given is not None:
+            check.wrong((*path, key), f"only a sine has a {key}", "add `curve: sine`", key=True)
+        if model.curve == "sine" and given is None:
+            example = "swing: 60%" if key == "swing" else "period: 20s"
+            check.wrong((*path, "curve"), f"a sine needs a {key}", f"like `{example}`", key=True)
+    if model.curve != "sine":
+        return
+    if model.ramp_to is not None:
+        check.wrong((*path, "ramp_to"), "a sine swings around a rate", "use rate", key=True)
+    if model.swing is not None and not 0 < model.swing < 1:
+        check.wrong((*path, "swing"), f"{model.swing * 100:.6g}% is not between 0% and 100%")
+    if model.period is not None and model.for_ % model.period:
+        check.wrong(
+            (*path, "for"),
+            f"{show_us(model.for_)} is not a whole number of periods of {show_us(model.period)}",
+            "whole periods keep the mean at the rate",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -129,6 +130,37 @@ def test_a_ramp_follows_its_curve(curve):
         seen = np.count_nonzero((got >= t - 1) & (got < t + 1)) / 2
         assert seen == pytest.approx(rate, rel=0.03, abs=1)
     assert len(got) == pytest.approx(expected(up), abs=1)
+
+
+def sine(swing, period_s, rate=200, end_s=120):
+    at = (Fraction(rate), Fraction(rate), "sine")
+    return Phase("s", 0, end_s * 10**6, *at, shares=SHARES, swing=swing, period_us=period_s * 10**6)
+
+
+@pytest.mark.parametrize("swing", [0.1, 0.6, 0.99])
+def test_a_sine_swings_around_its_rate(swing):
+    got = times(Schedule(5, "uniform", [sine(swing, 40)], list(SHARES))) / 1e6
+    assert len(got) == 200 * 120 == expected(sine(swing, 40))
+    # Arrival n stands where n + 1/2 arrivals are due.
+    due = 200 * (got + swing * 40 / math.tau * (1 - np.cos(math.tau * got / 40)))
+    assert np.max(np.abs(due - np.arange(len(got)) - 0.5)) < 0.01
+    second = np.bincount((got // 1).astype(int), minlength=120)
+    assert second[9:11].mean() == pytest.approx(200 * (1 + swing), rel=0.01)
+    assert second[29:31].mean() == pytest.approx(200 * (1 - swing), abs=3)
+
+
+def test_poisson_on_a_sine_is_still_poisson():
+    phases = [sine(0.8, 30, end_s=600)]
+    got = times(Schedule(8, "poisson", phases, list(SHARES))) / 1e6
+    due = 200 * (got + 0.8 * 30 / math.tau * (1 - np.cos(math.tau * got / 30)))
+    gaps_due = np.sort(np.diff(due))
+    rank = (np.arange(len(gaps_due)) + 0.5) / len(gaps_due)
+    assert np.max(np.abs(rank - (1 - np.exp(-gaps_due)))) < 1.95 / math.sqrt(len(gaps_due))
+
+
+def test_a_sine_has_the_same_bytes_on_any_machine():
+    phases = [phase("low", 0, 10, 20), replace(sine(0.6, 20), start_us=10**7, end_us=7 * 10**7)]
+    assert digest(Schedule(42, "poisson", phases, list(SHARES))) == "0f6a5e6fe9c1ad70"
 
 
 def test_kinds_come_in_their_shares():

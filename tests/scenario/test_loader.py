@@ -226,6 +226,14 @@ def test_lanes_default_to_what_is_needed_and_fewer_is_a_warning(team: Path) -> N
     assert len(many.warnings) == 1
 
 
+def test_a_phase_can_swing_and_its_crest_sizes_the_lanes(team: Path) -> None:
+    edit(team, "rate: 10/s", "rate: 100/s, curve: sine, swing: 50%, period: 5s")
+    spec = load(team).load
+    low = spec.phases[0]
+    assert (low.curve, low.swing, low.period_us, low.constant) == ("sine", 0.5, 5_000_000, False)
+    assert (low.start_rps, low.end_rps, spec.lanes_needed) == (100, 100, 1800)  # 150/s × 10 s × 1.2
+
+
 @pytest.mark.parametrize(
     ("written", "planned", "lanes"),
     [
@@ -371,6 +379,24 @@ ONE = [
         8,
         "phases:",
         "the load lasts 86420s, over 24h",
+    ),
+    ("10/s", "10/s, curve: sine, period: 5s", F, 9, "curve:", "a sine needs a swing"),
+    ("10/s", "10/s, period: 5s", F, 9, "period:", "only a sine has a period"),
+    (
+        "rate: 10/s, for: 10s",
+        "rate: 10/s, curve: sine, swing: 50%, period: 4s, for: 10s",
+        F,
+        9,
+        "10s",
+        "10s is not a whole number of periods of 4s",
+    ),
+    (
+        "rate: 10/s",
+        "curve: sine, swing: 100%, period: 5s, rate: 10/s",
+        F,
+        9,
+        "100%",
+        "100% is not between 0% and 100%",
     ),
     ("  phases:", "  arrivals: azure\n  phases:", F, 8, "azure", "'azure' is not 'poisson'"),
     (
