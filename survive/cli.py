@@ -67,6 +67,16 @@ def plugins_option(command: F) -> F:
     is_flag=True,
     help="Use root where the target's `allow: {privileged: true}` permits it too.",
 )
+@click.option(
+    "--require-grade",
+    type=click.Choice(["real", "induced", "reported", "emulated", "simulated"]),
+    help="Inconclusive if anything of the run is less real than this.",
+)
+@click.option(
+    "--inconclusive",
+    type=click.Choice(["fail", "pass"]),
+    help="Exit 1 or 0, not 3, where only the evidence falls short.",
+)
 def run(
     file: Path,
     target: str | None,
@@ -76,6 +86,8 @@ def run(
     form: str,
     virtual: bool,
     privileged: bool,
+    require_grade: str | None,
+    inconclusive: str | None,
 ) -> ExitCode:
     """Run a scenario: load, faults, verdict."""
     from survive.host.command import run_scenario
@@ -89,6 +101,8 @@ def run(
         form=form,
         virtual=virtual,
         privileged=privileged,
+        require_grade=require_grade,
+        inconclusive=inconclusive,
     )
 
 

@@ -95,6 +95,7 @@ class Story:
     detail: str = ""
     stopped: dict | None = None
     host: str = "real"
+    asked: dict = field(default_factory=dict)  # of the judge, by the command line
     unproven_heals: list = field(default_factory=list)
     look: Callable[[str, int, str], str] | None = None  # (fault, t_us, stage) → active
     before: tuple[str, ...] = ("no", "no", "no")
@@ -147,7 +148,7 @@ class Story:
 
     def _events(self, plan):
         grades = dict.fromkeys(self.scenario.faults, "real")
-        yield -5 * S, "run_started", {"host": self.host, "grades": grades}
+        yield -5 * S, "run_started", {"host": self.host, "grades": grades, **self.asked}
         for fault in plan.faults:
             yield from self._fault_events(fault)
         if self.stopped:

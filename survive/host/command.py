@@ -11,7 +11,7 @@ import secrets
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,7 @@ class RunContext:
     token: str  # of the simulated GPU's control channel
     env: Mapping[str, str]
     privileged: bool = False  # see survive.chaos.permission
+    asked: Mapping[str, str] = field(default_factory=dict)  # see survive.judge.grades.asked_of
 
 
 def run_scenario(
@@ -69,8 +70,11 @@ def run_scenario(
     form: str,
     virtual: bool,
     privileged: bool = False,
+    require_grade: str | None = None,
+    inconclusive: str | None = None,
 ) -> ExitCode:
     """Load, plan, perform, judge, show. Errors before the run are raised; see ``survive.cli``."""
+    asked = {"require_grade": require_grade, "inconclusive": inconclusive}
     catalog = Catalog(file)
     scenario = load_scenario(file, target=target, sets=sets, profile=profile, catalog=catalog)
     plan = make_plan(scenario)
@@ -89,6 +93,7 @@ def run_scenario(
         token,
         dict(os.environ),
         may,
+        {option: value for option, value in asked.items() if value},
     )
     try:
         return _run_in(context, form, virtual)

@@ -78,7 +78,16 @@ async def _perform(
         )
         pipes.handed_over()
         host = RealHost(context, agent, clock, pipes, scratch)
-        run = Run(context.scenario, context.plan, context.catalog, host, writer, display, stop)
+        run = Run(
+            context.scenario,
+            context.plan,
+            context.catalog,
+            host,
+            writer,
+            display,
+            stop,
+            context.asked,
+        )
         return await run.perform()
     finally:
         pipes.close()

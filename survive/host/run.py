@@ -99,6 +99,7 @@ class Run:
     writer: RecordWriter
     display: Display
     stop: Stop
+    asked: Mapping[str, str] = field(default_factory=dict)  # of the judge, by the command line
 
     def emit(self, name: str, fields: Mapping[str, Json], t_us: int | None = None) -> None:
         """To the record and the display. ``t_us`` None = now."""
@@ -128,6 +129,7 @@ class Run:
                     f.name: str(self.catalog.fault(f.kind).grade)
                     for f in self.scenario.faults.values()
                 },
+                **self.asked,
             },
         )
         try:

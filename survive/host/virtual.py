@@ -87,7 +87,16 @@ async def _perform(
         },
     )
     host = VirtualHost(context, agent, clock, transport)
-    run = Run(context.scenario, context.plan, context.catalog, host, writer, display, Stop())
+    run = Run(
+        context.scenario,
+        context.plan,
+        context.catalog,
+        host,
+        writer,
+        display,
+        Stop(),
+        context.asked,
+    )
     return await run.perform()
 
 

@@ -24,6 +24,7 @@ class Facts:
     stopped: tuple[str, ...] = ()  # by stop_if
     harness: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+    ungraded: tuple[str, ...] = ()  # less real than `--require-grade` asks
     gaps: tuple[str, ...] = ()
 
     def reasons(self) -> tuple[str, ...]:
@@ -38,6 +39,7 @@ class Facts:
             *self.stopped,
             *self.harness,
             *self.failed,
+            *self.ungraded,
             *self.gaps,
         )
 
@@ -54,9 +56,24 @@ def exit_code(facts: Facts) -> ExitCode:
         (facts.stopped, ExitCode.STOPPED),
         (facts.harness, ExitCode.INCONCLUSIVE),
         (facts.failed, ExitCode.FAILED),
+        (facts.ungraded, ExitCode.INCONCLUSIVE),
         (facts.gaps, ExitCode.INCONCLUSIVE),
     )
     return next((code for fact, code in precedence if fact), ExitCode.SURVIVED)
+
+
+def exit_as_asked(facts: Facts, inconclusive: str) -> ExitCode:
+    """The same where `--inconclusive fail|pass` was asked for; "" = nothing was.
+
+    It speaks of gaps in the evidence only, and the verdict stays what it is. What the harness did,
+    unproven heals, interrupts and a grade that was required are never passed.
+    """
+    code = exit_code(facts)
+    if code is not ExitCode.INCONCLUSIVE or facts.harness:
+        return code
+    if inconclusive == "fail":
+        return ExitCode.FAILED
+    return ExitCode.SURVIVED if inconclusive == "pass" and not facts.ungraded else code
 
 
 _WORDS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from survive.catalog import Catalog
 from survive.contracts import Grade
 from survive.errors import UsageError
@@ -36,6 +38,19 @@ def _built_in(kind: str) -> Grade:
         return Catalog(plugins=False).fault(kind).grade
     except UsageError:
         return Grade.SIMULATED
+
+
+def ungraded(record: Record, found: Grade) -> Iterator[str]:
+    """Why the run is less real than `--require-grade` asked for, if it is."""
+    asked = asked_of(record, "require_grade")
+    wanted = next((grade for grade in Grade if grade == asked), None)
+    if asked and (wanted is None or found.rank > wanted.rank):
+        yield f"its grade is {found}, and {asked} is required (--require-grade)"
+
+
+def asked_of(record: Record, option: str) -> str:
+    """What the command line asked the judge for: recorded, so that judging again repeats it."""
+    return next((e.text(option) for e in record.named(EventName.RUN_STARTED)), "")
 
 
 def _virtual(record: Record) -> bool:

@@ -15,9 +15,9 @@ import numpy as np
 
 from survive.contracts import Grade
 from survive.errors import RecordError
-from survive.judge.exits import Facts, exit_code, word_of
+from survive.judge.exits import Facts, exit_as_asked, exit_code, word_of
 from survive.judge.faults import Life, lives
-from survive.judge.grades import fault_grades, lowest
+from survive.judge.grades import asked_of, fault_grades, lowest, ungraded
 from survive.judge.load import conservation, guilt, load_report
 from survive.judge.metrics import Tally, allowed_share
 from survive.judge.recovery import SAME_LOAD, Recovery, Steady, recovery_word, watch
@@ -79,20 +79,23 @@ class _Judgement:
         """Everything, in the order of the scenario."""
         watched = self._watch(self._stable_us())
         cells = self._cells()
-        facts = self._facts(cells)
-        code = exit_code(facts)
-        word = word_of(code)
+        grades = fault_grades(self._record, self._scenario)
+        grade = lowest(self._record, self._scenario, grades)
+        facts = self._facts(cells, grade)
+        word = word_of(exit_code(facts))
         if word is None:
             raise RecordError(f"there is no verdict on this run: {facts.reasons()[0]}")
-        grades = fault_grades(self._record, self._scenario)
+        asked = asked_of(self._record, "inconclusive")
+        code = exit_as_asked(facts, asked)
+        said = [f"exit {code:d}, as --inconclusive {asked} asks"] * (code != exit_code(facts))
         return Verdict(
             verdict=word,
             exit_code=code,
-            reasons=facts.reasons(),
+            reasons=(*facts.reasons(), *said),
             objectives=tuple(cells),
             faults=tuple(self._fault_report(w, grades[w.life.window.fault]) for w in watched),
             load=load_report(self._plan, self._table, self._windows),
-            grade=str(lowest(self._record, self._scenario, grades)),
+            grade=str(grade),
         )
 
     # ------------------------------------------------------------------ objectives
@@ -341,7 +344,7 @@ class _Judgement:
 
     # ----------------------------------------------------------------------- facts
 
-    def _facts(self, cells: Sequence[Cell]) -> Facts:
+    def _facts(self, cells: Sequence[Cell], grade: Grade) -> Facts:
         ended = self._record.named(EventName.RUN_ENDED)[-1]
         stops = self._record.named(EventName.STOPPED)
         unproven = [life for life in self._lives.values() if not life.proven]
@@ -354,6 +357,7 @@ class _Judgement:
             stopped=tuple(f"stopped by {e.text('rule')}" for e in stops if _by(e, "stop_if")),
             harness=tuple(self._harness(ended)),
             failed=tuple(_broke(cell) for cell in cells if cell.verdict is Word.FAILED),
+            ungraded=tuple(ungraded(self._record, grade)),
             gaps=(
                 *(f"{x.window.fault} was not proven active: {x.proof}" for x in unproven),
                 *(["the run was stopped"] if ended.text("ended") == "stopped" else []),

@@ -182,3 +182,13 @@ def test_who_watches_a_run_does_not_end_it(tmp_path):
         running.stderr.close()
         assert b"SURVIVED" in running.stdout.read()
         assert running.wait(60) == 0
+
+
+def test_what_the_command_line_asked_of_the_judge_is_asked_again(tmp_path):
+    asked = ["--require-grade", "induced", "--inconclusive", "fail"]
+    done = survive("run", QUICKSTART, "--virtual", "--out", tmp_path, "--format", "json", *asked)
+    folder = next((tmp_path / "quickstart").glob("2*"))
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout)["verdict"] == "inconclusive"
+    again = survive("judge", folder, "--format", "json")
+    assert (again.returncode, again.stdout) == (1, done.stdout)

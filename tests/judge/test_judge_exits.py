@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from survive.errors import ExitCode
-from survive.judge.exits import Facts, exit_code, word_of
+from survive.judge.exits import Facts, exit_as_asked, exit_code, word_of
 from survive.judge.verdict import Word
 
 # In order of precedence: a fact beats every fact below it.
@@ -20,10 +20,11 @@ TABLE = [
     ({"stopped": ("x",)}, ExitCode.STOPPED, Word.FAILED),
     ({"harness": ("x",)}, ExitCode.INCONCLUSIVE, Word.INCONCLUSIVE),
     ({"failed": ("x",)}, ExitCode.FAILED, Word.FAILED),
+    ({"ungraded": ("x",)}, ExitCode.INCONCLUSIVE, Word.INCONCLUSIVE),
     ({"gaps": ("x",)}, ExitCode.INCONCLUSIVE, Word.INCONCLUSIVE),
     ({}, ExitCode.SURVIVED, Word.SURVIVED),
 ]
-NUMBERS = [70, 5, 130, 6, 2, 4, 3, 1, 3, 0]
+NUMBERS = [70, 5, 130, 6, 2, 4, 3, 1, 3, 3, 0]
 
 
 @pytest.mark.parametrize(("facts", "code", "word"), TABLE)
@@ -50,3 +51,17 @@ def test_the_highest_fact_decides_whatever_else_happened(chosen):
 def test_reasons_come_in_order_of_precedence():
     facts = Facts(gaps=("g",), failed=("f",), harness=("h",), heal_unproven=("u",))
     assert facts.reasons() == ("u", "h", "f", "g")
+
+
+@pytest.mark.parametrize(("facts", "code", "_"), TABLE)
+def test_only_a_gap_in_the_evidence_is_passed_or_failed_on_request(facts, code, _):
+    gap, grade = "gaps" in facts, "ungraded" in facts
+    assert exit_as_asked(Facts(**facts), "") is code
+    assert exit_as_asked(Facts(**facts), "fail") is (ExitCode.FAILED if gap or grade else code)
+    assert exit_as_asked(Facts(**facts), "pass") is (ExitCode.SURVIVED if gap else code)
+
+
+@pytest.mark.parametrize("worse", ["harness", "heal_unproven", "failed", "ungraded", "stopped"])
+def test_a_gap_is_not_passed_beside_something_worse(worse):
+    facts = Facts(**{worse: ("x",)}, gaps=("y",))
+    assert exit_as_asked(facts, "pass") is exit_code(facts) is not ExitCode.SURVIVED

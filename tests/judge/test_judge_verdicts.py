@@ -602,3 +602,25 @@ def test_a_limit_beyond_the_watch_cannot_be_broken_by_it(tmp_path):
     patient = replace(story.scenario, objectives={**story.scenario.objectives, "back": raised})
     again = judge(Record.load(tmp_path / "run"), patient)
     assert cell(again, "back").verdict is Word.INCONCLUSIVE
+
+
+def test_a_required_grade_is_a_gap_of_its_own_and_takes_no_red(tmp_path):
+    story = Story(scenario(), asked={"require_grade": "induced"}, host="virtual")
+    verdict = verdict_of(story, tmp_path)
+    assert (verdict.verdict, verdict.exit_code) == (Word.INCONCLUSIVE, 3)
+    assert verdict.reasons == ("its grade is simulated, and induced is required (--require-grade)",)
+    red = Story(scenario(), down(0, 50), asked={"require_grade": "induced"}, host="virtual")
+    assert verdict_of(red, tmp_path / "red").exit_code == 1
+    met = Story(scenario(), asked={"require_grade": "induced"})
+    assert verdict_of(met, tmp_path / "met").exit_code == 0
+
+
+@pytest.mark.parametrize(("asked", "code"), [("fail", 1), ("pass", 0)])
+def test_an_inconclusive_run_may_exit_as_asked_and_stays_inconclusive(tmp_path, asked, code):
+    def in_doubt(fault, t_us, stage):
+        return "unknown" if stage == "during" else "no"
+
+    story = Story(scenario(), look=in_doubt, asked={"inconclusive": asked})
+    verdict = verdict_of(story, tmp_path)
+    assert (verdict.verdict, verdict.exit_code) == (Word.INCONCLUSIVE, code)
+    assert verdict.reasons[-1] == f"exit {code}, as --inconclusive {asked} asks"
