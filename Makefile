@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/survive run scenarios/quickstart.survive.yaml
 
 test: $(VENV)/.tests
-	$(BIN)/python -m pytest -q -n 4 --dist loadgroup -m "not alone"
+	$(BIN)/python -m pytest -q -n 4 -m "not alone"
 	$(BIN)/python -m pytest -q -m alone
 
 check: $(VENV)/.tests

@@ -6,6 +6,27 @@ import os
 
 import pytest
 
+# Files whose tests must not run beside each other: they share a daemon, namespaces, or the time of
+# a processor. (xdist's own groups need an item's name to be changed, which pytest 9 ignores.)
+TOGETHER = (
+    "tests/live/",
+    "tests/faults/test_link_faults.py",
+    "tests/faults/test_protocol_faults.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Test by test over the workers, but for files that stay together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if file.startswith(TOGETHER) else nodeid
+
+    return Scheduling(config, log)
+
 
 @pytest.fixture(autouse=True)
 def state_home(tmp_path, monkeypatch):

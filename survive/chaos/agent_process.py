@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from survive.chaos.agent import Agent
 from survive.chaos.executor import ChildExecutor
 from survive.chaos.heal import PROXY, Finding, clean_up, end_processes
 from survive.chaos.ledger import Ledger, Named, Owner
-from survive.chaos.remote import LONGEST_LINE, AgentConfig, error_to_json
+from survive.chaos.remote import LEAVE, LONGEST_LINE, AgentConfig, error_to_json
 from survive.clock import LoopClock
 from survive.contracts import Json
 from survive.errors import HarnessError
@@ -33,6 +34,7 @@ from survive.host.driver import Driver, DriverContext
 from survive.host.sockets import SocketTransport
 from survive.scenario.model import FaultPlan
 
+LEAVES_WITHIN_S = 1.0  # from our answer to a stop until survive lets go of the pipe
 HEAL_AT_ONCE_S = 0.5  # of a fault's own heal when the harness died; all must be off in 1 s
 HELPER_TERM_S = 1.0
 
@@ -85,6 +87,7 @@ class AgentServer:
         self._calls: set[asyncio.Task[None]] = set()
         self._term = asyncio.Event()
         self._done = asyncio.Event()
+        self._survive_left = False  # in order; its end without a word is a death
         self._helpers: list[Helper] = []
         self._clock = LoopClock(0.0)
         self._transport = SocketTransport()
@@ -109,6 +112,11 @@ class AgentServer:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if not self._done.is_set():
             await self._emergency()
+            return
+        await asyncio.wait({hearing}, timeout=LEAVES_WITHIN_S)
+        if hearing.done() and not self._survive_left and self._config is not None:
+            # It was killed after it had asked us to stop: nobody else takes the folder away.
+            shutil.rmtree(self._config.scratch, ignore_errors=True)
 
     # -------------------------------------------------------------------- calls
 
@@ -116,7 +124,11 @@ class AgentServer:
         """Serve calls, side by side, until survive is gone."""
         try:
             while line := await self._reader.readline():
-                task = asyncio.create_task(self._answer(json.loads(line)))
+                message = json.loads(line)
+                if message["call"] == LEAVE:
+                    self._survive_left = True
+                    continue
+                task = asyncio.create_task(self._answer(message))
                 self._calls.add(task)
                 task.add_done_callback(self._calls.discard)
         except (ConnectionError, ValueError):

@@ -27,6 +27,7 @@ from survive.host.driver import TargetUnhealthyError
 from survive.scenario.model import FaultPlan, Health, Link, Service, TargetSpec
 from survive.units import Price
 
+LEAVE = "leave"  # survive goes on without the agent: the run's folder is its own to take away
 OnEvent: TypeAlias = Callable[[str, Mapping[str, Json], int], None]
 OnExit: TypeAlias = Callable[[str, int], None]
 
@@ -374,6 +375,7 @@ class RemoteAgent:
         except BaseException:
             await self._leave()  # it ends all by itself once its socket is closed
             raise
+        self._writer.write(json.dumps({"id": 0, "call": LEAVE, "args": []}).encode() + b"\n")
         await self._leave()
         return left
 

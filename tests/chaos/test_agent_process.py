@@ -174,6 +174,7 @@ def test_kill_9_of_both_is_healed_from_the_ledger(start):
     os.kill(parent.agent, signal.SIGKILL)
     os.kill(parent.process.pid, signal.SIGKILL)
     parent.process.wait(5)
+    assert soon(lambda: not parent.agent_alive())
     result = heal_leftovers()
     assert result.clean, result.lines()
     assert parent.left() == []

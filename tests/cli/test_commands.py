@@ -119,6 +119,7 @@ def test_a_missing_file_is_2_and_says_which():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.alone
 def test_validate_loads_no_more_than_yaml_models_and_arrays():
     """Ratios, not seconds: a load engine or a terminal library would double the time."""
 

@@ -23,7 +23,7 @@ KINDS = {
     "network.flapping": {"every": "400ms", "down": "200ms"},
     "network.partition": {},
 }
-HOSTS = ["virtual", pytest.param("process", marks=pytest.mark.xdist_group("links"))]
+HOSTS = ["virtual", "process"]
 
 
 def target():
@@ -74,7 +74,6 @@ def test_a_heal_that_does_nothing_is_not_proven(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["network.bandwidth", "network.timeout", "network.flapping"])
-@pytest.mark.xdist_group("links")
 def test_the_same_for_real(kind, tmp_path):
     scene, _, left = run("process", tmp_path, kind, sabotage=["inject"])
     assert set(scene.looks("during")) == {"no"} and left == []

@@ -60,7 +60,6 @@ def test_it_bites_is_proven_and_goes(tmp_path, kind, settings):
     assert left == []
 
 
-@pytest.mark.xdist_group("protocol")
 def test_the_same_for_real(tmp_path):
     """All kinds one after the other on one stack: a start costs seconds."""
 
@@ -174,7 +173,6 @@ def test_heal_from_the_ledger_alone_and_of_what_never_was(tmp_path):
 DRAWS = 80
 
 
-@pytest.mark.xdist_group("protocol")
 def test_the_same_requests_are_hit_on_both_hosts(tmp_path):
     """The seed, the fault and the number of the request decide; not the host, not the socket."""
 

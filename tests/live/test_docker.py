@@ -58,7 +58,6 @@ USABLE = os.geteuid() == 0 and (
 pytestmark = [
     pytest.mark.live,
     pytest.mark.skipif(not USABLE, reason="no docker daemon (apt-get install docker.io; root)"),
-    pytest.mark.xdist_group("docker"),
 ]
 
 

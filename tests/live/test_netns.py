@@ -46,7 +46,6 @@ def missing() -> str:
 pytestmark = [
     pytest.mark.live,
     pytest.mark.skipif(bool(missing()), reason=missing()),
-    pytest.mark.xdist_group("netns"),
 ]
 
 

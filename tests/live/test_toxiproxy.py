@@ -42,7 +42,6 @@ BINARY = _binary()
 pytestmark = [
     pytest.mark.live,
     pytest.mark.skipif(not BINARY, reason="no Toxiproxy server (see .ci/run)"),
-    pytest.mark.xdist_group("toxiproxy"),
 ]
 
 
