@@ -181,6 +181,7 @@ def run_scenario(tmp_path, *flags):
     return done.returncode, verdict, done.stderr
 
 
+@pytest.mark.alone
 def test_the_scenario_runs_whole(serve, tmp_path):
     cluster = serve(Cluster())
     code, verdict, said = run_scenario(tmp_path, "--allow-privileged")

@@ -531,6 +531,7 @@ def test_kill_9_of_survive_and_agent_is_healed_from_the_ledger(run):
     assert healed("--check").returncode == 0
 
 
+@pytest.mark.alone
 def test_container_loss_survives(tmp_path):
     file = ROOT / "scenarios" / "live" / "container-loss.survive.yaml"
     argv = [sys.executable, "-m", "survive", "run", str(file), "--out", str(tmp_path / "runs")]

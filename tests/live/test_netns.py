@@ -357,6 +357,7 @@ def survive(*arguments: str, within_s: float = 60) -> subprocess.CompletedProces
         cwd=ROOT, capture_output=True, text=True, timeout=within_s, check=False)  # fmt: skip
 
 
+@pytest.mark.alone
 def test_the_scenario_survives_real_loss(tmp_path):
     file = "scenarios/live/packet-loss.survive.yaml"
     refused = survive("run", file, "--out", str(tmp_path))

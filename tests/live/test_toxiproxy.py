@@ -297,6 +297,7 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), H).serve_forever()
 """
 
 
+@pytest.mark.alone
 def test_a_whole_run_through_it(tmp_path):
     server = tmp_path / "server.py"
     server.write_text(SERVER)
