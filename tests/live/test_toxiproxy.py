@@ -308,8 +308,7 @@ def test_a_whole_run_through_it(tmp_path):
                 "--format", "json"]  # fmt: skip
         ran = subprocess.run(argv, env={**os.environ, "TOXIPROXY": api}, capture_output=True,
                              text=True, timeout=60, check=False)  # fmt: skip
-        # 3: a machine that is too busy for the load says so; the fault is told of all the same
-        assert ran.returncode in {0, 3}, ran.stderr[-2000:]
+        assert ran.returncode == 0, ran.stdout[:3000] + ran.stderr[-2000:]
         [fault] = json.loads(ran.stdout)["faults"]
         assert fault["active_share"] == 1.0, fault
         assert asyncio.run(_proxies(api)) == {}
