@@ -200,6 +200,7 @@ def test_nobody_listens(tmp_path: Path) -> None:
     tally.assert_conserved(100)
 
 
+@pytest.mark.alone  # a close is stale within a few round trips, which a busy core stretches
 def test_an_idle_connection_that_the_server_closed_is_never_blamed(tmp_path: Path) -> None:
     """The server answers, then closes without saying so, now and then in the very moment."""
     seen = 0
@@ -223,6 +224,7 @@ def test_an_idle_connection_that_the_server_closed_is_never_blamed(tmp_path: Pat
     assert seen == 400
 
 
+@pytest.mark.alone
 def test_a_close_that_crosses_the_request_is_retried_once_and_counted(tmp_path: Path) -> None:
     seen = 0
 
