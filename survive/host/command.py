@@ -78,7 +78,7 @@ def run_scenario(
     catalog = Catalog(file)
     scenario = load_scenario(file, target=target, sets=sets, profile=profile, catalog=catalog)
     plan = make_plan(scenario)
-    for warning in (*scenario.warnings, *too_few(scenario)):
+    for warning in (*scenario.warnings, *too_few(scenario, plan)):
         click.echo(f"warning: {warning}", err=True)
     may = permitted(scenario, catalog.fault, flagged=privileged, virtual=virtual)
     key, token = _secrets(scenario.target, scenario.seed, os.environ, virtual)

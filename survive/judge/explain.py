@@ -116,14 +116,14 @@ def _replicas(service: Service) -> str:
     return service.name if service.replicas == 1 else f"{service.replicas} × {service.name}"
 
 
-def too_few(scenario: Scenario) -> list[str]:
+def too_few(scenario: Scenario, plan: Plan | None = None) -> list[str]:
     """Warnings: cells that not even a perfect run could decide, by the samples planned.
 
     Counting takes 0.2 µs a request; loads with over 2 million have samples enough.
     """
     if sum(expected(phase) for phase in scenario.load.phases) > 2e6:
         return []
-    plan = make_plan(scenario)
+    plan = plan or make_plan(scenario)
     return [
         f"{cell.objective.name} for {cell.request} during {cell.window} {_power(cell)}"
         for cell in _planned_cells(scenario, plan)
