@@ -314,7 +314,8 @@ class ServiceContext:
 
     ``env`` holds SURVIVE_REPLICA (``inference-1``), the variables of links (comma-separated
     ``host:port``), SURVIVE_KEY, SURVIVE_GPU_TOKEN, SURVIVE_ADMIN_TOKEN, SURVIVE_WEAKNESSES
-    (comma-separated) and the service's own ``env``. A service uses no other clock, chance or way to
+    (comma-separated), SURVIVE_DATA (a folder that outlives the replica's restarts) and the
+    service's own ``env``. A service uses no other clock, chance or way to
     the network. ``exit`` ends it at once with an exit code, as a crash does.
     """
 

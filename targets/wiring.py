@@ -85,6 +85,7 @@ def environment(
         "SURVIVE_SEED": str(context.seed),
         "SURVIVE_KEY": context.key,
         "SURVIVE_WEAKNESSES": ",".join(context.spec.weaknesses),
+        "SURVIVE_DATA": str(data_folder(context.scratch, f"{service.name}-{replica}")),
         **{variable: ",".join(addresses) for variable, addresses in links.items()},
         **{
             name: resolve(value, context.env, f"env {name} of service {service.name}")
@@ -96,6 +97,13 @@ def environment(
     if service.simulates:
         env["SURVIVE_ADMIN_TOKEN"] = context.token
     return env
+
+
+def data_folder(scratch: Path, replica_id: str) -> Path:
+    """What a replica keeps over its restarts; it lives as long as the run."""
+    folder = scratch / "data" / replica_id
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def stand_in_spec(service: Service, token: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from survive.units import UnitError, duration_us, share
 
 STREAM_METRICS = frozenset({Metric.TTFT, Metric.ITL, Metric.TPOT, Metric.COMPLETE})
 SHARE_METRICS = frozenset({Metric.SUCCESS, Metric.COMPLETE})
+JUDGED = (*STREAM_METRICS, Metric.SUCCESS, Metric.LATENCY, Metric.SERVICE_TIME, Metric.RECOVERY)
 _PERCENTILE = re.compile(r"p([0-9]{2}(?:\.[0-9]{1,2})?)")
 
 
@@ -70,7 +71,7 @@ def _objective(check: Check, name: str, model: ObjectiveModel) -> Objective:
 
 def _metric(check: Check, path: Loc, text: str) -> tuple[Metric | None, float | None]:
     word, dot, rank = text.partition(".")
-    known = [str(m) for m in Metric]
+    known = [str(m) for m in JUDGED]
     if word not in known:
         check.wrong(path, f"unknown metric {word!r}", nearest(word, known))
         return None, None

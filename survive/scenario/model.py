@@ -17,6 +17,51 @@ from survive.contracts import Json
 from survive.units import Price
 
 
+class Metric(StrEnum):
+    """What an objective can limit."""
+
+    # of load, by request kind
+    SUCCESS = "success"
+    COMPLETE = "complete"
+    LATENCY = "latency"
+    SERVICE_TIME = "service_time"
+    TTFT = "ttft"
+    ITL = "itl"
+    TPOT = "tpot"
+    GOODPUT = "goodput"  # requests within all their limits, per second
+    TOKENS_PER_S = "tokens_per_s"
+    AMPLIFICATION = "amplification"  # attempts ÷ intents
+    # of the target as a whole
+    RECOVERY = "recovery"
+    SCALE_UP = "scale_up"  # from the start of a phase until the steady objectives hold again
+    COST = "cost"
+    # of probes, by probe
+    DENIED = "denied"
+    LEAKED = "leaked"
+    ISOLATED = "isolated"
+    FRESHNESS = "freshness"
+    AUDITED = "audited"
+    ENCRYPTED = "encrypted"
+    # scraped from the target's own metrics
+    REPLICAS = "replicas"
+    GPU = "gpu"
+    KV = "kv"
+    QUEUE = "queue"
+
+
+PROBED = frozenset(
+    {
+        Metric.DENIED,
+        Metric.LEAKED,
+        Metric.ISOLATED,
+        Metric.FRESHNESS,
+        Metric.AUDITED,
+        Metric.ENCRYPTED,
+    }
+)
+GAUGES = frozenset({Metric.REPLICAS, Metric.GPU, Metric.KV, Metric.QUEUE})
+
+
 @dataclass(frozen=True, slots=True)
 class Expect:
     """What makes an answer ok. A stream counts as ok only if complete when so asked."""
@@ -44,6 +89,60 @@ class RequestKind:
     def streamed(self) -> bool:
         """The body asks for a stream of server-sent events."""
         return isinstance(self.json, dict) and self.json.get("stream") is True
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """What users do when a call fails: ask again, later each time, until their deadline.
+
+    The n-th wait is drawn from [first, first × 2^n], at most ``last``; an answer's Retry-After is
+    the least wait if it is honoured. The intent stays one: latency counts from its first start.
+    """
+
+    most: int = 0  # attempts beyond the first
+    first_us: int = 500_000
+    last_us: int = 8_000_000
+    honour_retry_after: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeCall:
+    """One call of a probe. Templates are unrendered; ``{{ canary }}`` is new for each probing."""
+
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...] = ()
+    json: Json = None
+    auth: str = "bearer"  # bearer | none | the name of one of the target's identities
+    status: frozenset[int] = frozenset({200})
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A slow, separate caller that checks what load cannot. ``metric`` says what one finding means.
+
+    ============  =======================================================  =================
+    metric        one probing is good if                                   keys
+    ============  =======================================================  =================
+    denied        the call is answered with one of ``status``              ask
+    leaked        ``forbid`` is not in the (whole, 200) answer             ask, forbid
+    isolated      another identity reads, and never finds the canary       write, read
+    freshness     the writer reads the canary within ``within``            write, read
+    audited       its call has exactly one record in the audit log         ask, service
+    encrypted     no plain byte was seen on the link since the last look   link
+    ============  =======================================================  =================
+    """
+
+    name: str
+    metric: Metric
+    every_us: int
+    ask: ProbeCall | None = None
+    write: ProbeCall | None = None
+    read: ProbeCall | None = None
+    within_us: int = 5_000_000  # freshness: later is never; others: the deadline of a call
+    forbid: str = ""  # template
+    service: str = ""  # whose audit log
+    link: str = ""  # "gateway -> inference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +215,6 @@ class FaultPlan:
         return None if self.for_us is None else self.at_us + self.for_us
 
 
-class Metric(StrEnum):
-    """What an objective can limit."""
-
-    SUCCESS = "success"
-    COMPLETE = "complete"
-    LATENCY = "latency"
-    SERVICE_TIME = "service_time"
-    TTFT = "ttft"
-    ITL = "itl"
-    TPOT = "tpot"
-    RECOVERY = "recovery"
-
-
 @dataclass(frozen=True, slots=True)
 class Objective:
     """A limit on a metric in a window.
@@ -189,6 +275,7 @@ class Link:
     source: str
     dest: str
     env: str
+    tls: bool = False  # addresses are handed over as https://host:port; certificates of our own CA
 
     @property
     def name(self) -> str:
@@ -207,6 +294,7 @@ class TargetSpec:
     links: Mapping[str, Link]  # by Link.name; `load -> <entry>` is implied
     vars: Mapping[str, Json] = field(default_factory=dict)
     bearer: str = ""  # "" | literal "${ENV}" text, resolved at run time only
+    identities: Mapping[str, str] = field(default_factory=dict)  # name → bearer text, as above
     prices: Mapping[str, Price] = field(default_factory=dict)
     allow_hosts: tuple[str, ...] = ("127.0.0.1",)
     allow_faults: tuple[str, ...] = ()
@@ -244,3 +332,5 @@ class Scenario:
     raw: Mapping[str, Any] = field(default_factory=dict)
     raw_target: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # e.g. too few planned samples, fewer lanes than needed
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    retries: Retries = Retries()
