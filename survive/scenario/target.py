@@ -14,7 +14,15 @@ from survive.scenario.models import ServiceModel, Strict, TargetModel
 from survive.scenario.tree import Path as Loc
 
 DRIVERS = ("process", "compose", "external", "virtual")
-WEAKNESSES = ("no_health_checks", "no_timeout", "unbounded_queue")
+# The planted defects of the reference stack. A service acts on those that it knows.
+WEAKNESSES = (
+    *("no_health_checks", "no_timeout", "unbounded_queue"),
+    *("retry_storm", "thundering_herd", "sticky_dead_replica", "fail_open_auth", "lossy_audit"),
+    *("silent_truncation", "metrics_dependency", "prompt_secret_leak"),
+    *("lying_health", "unfair_scheduler", "memory_leak", "slow_scale_up"),
+    *("no_backpressure", "cross_tenant_cache", "stale_cache", "cold_cache_stampede", "frozen_feed"),
+    "plaintext_link",
+)
 LOAD = "load"  # the source of the entry link; no service may be called so
 
 PLUGINS_HINT = "it is in your own folders: allow their code with --plugins"
