@@ -17,6 +17,7 @@ from survive.scenario.models import (
     ObjectiveModel,
 )
 from survive.scenario.settings import check_bare
+from survive.scenario.target import WEAKNESSES
 from survive.scenario.tree import Path as Loc
 from survive.units import UnitError, duration_us, share
 
@@ -213,6 +214,19 @@ def _check_of(check: Check, path: Loc, given: list[str], metric: Metric | None) 
             and check.draft.sound("requests", name)
         ):
             check.wrong(where, f"{metric} is of streams, and {name!r} is not streamed")
+
+
+def make_kills(check: Check) -> dict[str, str]:
+    """Weakness → the objective that breaks on it."""
+    objectives = check.draft.names("objectives")
+    for weakness, objective in check.model.kills.items():
+        path: Loc = ("kills", weakness)
+        if weakness not in WEAKNESSES:
+            hint = nearest(weakness, WEAKNESSES)
+            check.wrong(path, f"unknown weakness {weakness!r}", hint, key=True)
+        if objective not in objectives:
+            check.wrong(path, f"unknown objective {objective!r}", nearest(objective, objectives))
+    return dict(check.model.kills)
 
 
 def make_stop_if(check: Check) -> dict[str, StopIf]:

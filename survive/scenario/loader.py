@@ -17,7 +17,7 @@ from survive.errors import Problem, RecordError, ScenarioError, Where
 from survive.scenario.breaking import check_recoveries, make_faults
 from survive.scenario.check import Check
 from survive.scenario.grammar import Draft, validated
-from survive.scenario.limits import make_objectives, make_stop_if
+from survive.scenario.limits import make_kills, make_objectives, make_stop_if
 from survive.scenario.model import (
     FaultPlan,
     LoadSpec,
@@ -218,6 +218,7 @@ class _Job:
             faults=parts.faults,
             objectives=parts.objectives,
             stop_if=parts.stop_if,
+            kills=parts.kills,
             folder=self.path.resolve().parent,
             raw=raw,
             raw_target=raw_target,
@@ -232,6 +233,7 @@ class _Parts:
     faults: dict[str, FaultPlan]
     objectives: dict[str, Objective]
     stop_if: dict[str, StopIf]
+    kills: dict[str, str]
 
 
 def _parts(check: Check) -> _Parts:
@@ -240,7 +242,8 @@ def _parts(check: Check) -> _Parts:
     faults = make_faults(check, load)
     objectives = make_objectives(check)
     check_recoveries(check, faults, objectives, load)
-    return _Parts(requests, load, faults, objectives, make_stop_if(check))
+    stops, kills = make_stop_if(check), make_kills(check)
+    return _Parts(requests, load, faults, objectives, stops, kills)
 
 
 def _read(path: Path, *, limit: int = MAX_BYTES) -> tuple[Node | None, list[Problem]]:

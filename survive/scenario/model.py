@@ -334,3 +334,4 @@ class Scenario:
     warnings: tuple[str, ...] = ()  # e.g. too few planned samples, fewer lanes than needed
     probes: Mapping[str, Probe] = field(default_factory=dict)
     retries: Retries = Retries()
+    kills: Mapping[str, str] = field(default_factory=dict)  # weakness → objective; see survive.exam

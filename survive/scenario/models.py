@@ -550,6 +550,11 @@ class ScenarioModel(Strict):
     stop_if: Annotated[dict[Name, StopIfModel], DropX] = Field(
         {}, description="When to stop early, by name."
     )
+    kills: Annotated[dict[str, Text], DropX] = Field(
+        {},
+        description="What this scenario finds, for `survive exam`: a weakness of the reference "
+        "stacks, and the objective that breaks on it.",
+    )
     profiles: Annotated[dict[Name, dict[str, FreeJson]], DropX] = Field(
         {}, description="Sets of overrides by name: {load.scale: 1/100}; see --profile."
     )

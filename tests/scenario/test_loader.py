@@ -592,6 +592,22 @@ ONE = [
         "load.phases.hihg.f",
         "nothing is called 'hihg' in load.phase",
     ),
+    (
+        "profiles:",
+        "kills: {no_timeot: first}\nprofiles:",
+        F,
+        21,
+        "no_timeot:",
+        "unknown weakness 'no_timeot' (did you mean 'no_timeout'?)",
+    ),
+    (
+        "profiles:",
+        "kills: {no_timeout: frist}\nprofiles:",
+        F,
+        21,
+        "frist",
+        "unknown objective 'frist' (did you mean 'first'?)",
+    ),
     ("load:\n", "load: 5\nx-old:\n", F, 7, "5", "expected a map, not 5"),
     ("faults:\n", "faults:\n  empty:\n", F, 13, "empty:", "'empty' has no value"),
     (
@@ -802,6 +818,12 @@ def test_a_profile_is_laid_on_before_set(team: Path) -> None:
     assert refused(team, profile="lang") == [
         "--profile lang: unknown profile 'lang' (did you mean 'long'?)"
     ]
+
+
+def test_a_scenario_says_which_weakness_breaks_which_objective(team: Path) -> None:
+    assert load(team).kills == {}
+    edit(team, "profiles:", "kills: {no_timeout: first, x-note: later}\nprofiles:")
+    assert load(team).kills == {"no_timeout": "first"}
 
 
 def test_another_target_can_be_asked_for(team: Path) -> None:
