@@ -118,6 +118,7 @@ def target_to_json(spec: TargetSpec) -> dict[str, Json]:
         "links": {name: asdict(link) for name, link in spec.links.items()},
         "vars": dict(spec.vars),
         "bearer": spec.bearer,
+        "identities": dict(spec.identities),
         "prices": {name: asdict(price) for name, price in spec.prices.items()},
         "allow_hosts": list(spec.allow_hosts),
         "allow_faults": list(spec.allow_faults),

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import platform
+import re
 import secrets
 import sys
 import traceback
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 
 
+_ENV_NAME = re.compile(r"\$\{([^}]*)\}")
+
+
 @dataclass(frozen=True, slots=True)
 class RunContext:
     """What both hosts need to perform a run."""
@@ -58,6 +62,7 @@ class RunContext:
     env: Mapping[str, str]
     privileged: bool = False  # see survive.chaos.permission
     asked: Mapping[str, str] = field(default_factory=dict)  # see survive.judge.grades.asked_of
+    identities: Mapping[str, str] = field(default_factory=dict)  # the keys of others, by name
 
 
 def run_scenario(
@@ -94,6 +99,7 @@ def run_scenario(
         dict(os.environ),
         may,
         {option: value for option, value in asked.items() if value},
+        identity_keys(scenario.target, key, os.environ),
     )
     try:
         return _run_in(context, form, virtual)
@@ -222,6 +228,25 @@ def _secrets(
     if virtual:  # fixed by the seed: the same seed gives the same record
         return (f"virtual-key-{seed}" if name else ""), f"virtual-token-{seed}"
     return key or (secrets.token_hex(16) if name else ""), secrets.token_hex(16)
+
+
+def identity_keys(target: TargetSpec, key: str, env: Mapping[str, str]) -> dict[str, str]:
+    """The keys of the target's identities. A made-up bearer key stands for its variable too.
+
+    Raises RefusedError naming a variable that is not set.
+    """
+    bearer = _ENV_NAME.fullmatch(target.bearer)
+    known = {**env, bearer[1]: key} if bearer else env
+
+    def value(found: re.Match[str]) -> str:
+        if found[1] not in known:
+            raise RefusedError(
+                f"the environment variable {found[1]} is not set",
+                hint=f"target {target.name!r} takes an identity's key from it",
+            )
+        return known[found[1]]
+
+    return {name: _ENV_NAME.sub(value, text) for name, text in target.identities.items()}
 
 
 def _new_folder(out: Path, scenario: Scenario) -> Path:

@@ -205,7 +205,8 @@ class RealHost:
     async def ready_load(self, address: str) -> None:
         """See Host. Raises RefusedError when this host cannot carry the load."""
         spec = self._scratch / "load.json"
-        kinds = compile_requests(self._context.scenario, self._context.key)
+        context = self._context
+        kinds = compile_requests(context.scenario, context.key, context.identities)
         document = {
             "plan": self._context.plan.to_json(),
             "kinds": [kind.to_json() for kind in kinds],

@@ -124,7 +124,8 @@ class VirtualHost:
 
     async def ready_load(self, address: str) -> None:
         """See Host."""
-        kinds = compile_requests(self._context.scenario, self._context.key)
+        context = self._context
+        kinds = compile_requests(context.scenario, context.key, context.identities)
         self._load = MemoryLoad(self._context.plan, kinds, self._transport, self._clock, address)
 
     async def begin(self) -> None:

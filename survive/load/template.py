@@ -13,18 +13,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from survive.contracts import Json
 from survive.errors import Problem, ScenarioError, Where
-from survive.scenario.model import RequestKind, Scenario
+from survive.scenario.model import ProbeCall, RequestKind, Scenario
 from survive.transport import Headers, Request
 
 MAX_ROWS = 1_000_000
 MAX_DATA_BYTES = 256 * 1024 * 1024
 
 _PLACEHOLDER = re.compile(r"\{\{\s*(target|row)\.([A-Za-z_][A-Za-z0-9_-]*)\s*\}\}")
+_CANARY = re.compile(r"\{\{\s*canary\s*\}\}")
 _ANY_BRACES = re.compile(r"\{\{.*?\}\}")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # never inside a header value
@@ -77,19 +79,24 @@ class CompiledKind:
         )
 
 
-def compile_requests(scenario: Scenario, bearer: str) -> list[CompiledKind]:
+def compile_requests(
+    scenario: Scenario, bearer: str, identities: Mapping[str, str] = MappingProxyType({})
+) -> list[CompiledKind]:
     """Every kind of the scenario in its order, rendered; ``bearer`` "" = no authorization.
+
+    ``identities``: the keys that ``auth: NAME`` may ask for.
 
     Raises ScenarioError with every problem of every data file and template.
     """
     problems: list[Problem] = []
+    keys = {**identities, "bearer": bearer, "none": ""}
     kinds = []
     for kind in scenario.requests.values():
         rows = _rows(scenario.folder, kind, problems)
         requests = [
             request
             for number, row in enumerate(rows, start=1)
-            if (request := _render_request(scenario, kind, bearer, row, number, problems))
+            if (request := _render_request(scenario, kind, keys, row, number, problems))
         ]
         kinds.append(
             CompiledKind(
@@ -165,6 +172,7 @@ class _Values:
 
     target: Mapping[str, Json]
     row: Row
+    canary: str = ""  # "" = no probe: {{ canary }} is then no placeholder
 
     def value(self, found: re.Match[str]) -> Json:
         table = self.target if found[1] == "target" else self.row
@@ -174,6 +182,8 @@ class _Values:
 
     def text(self, template: str, quoted: bool = False) -> str:
         """A template as text; values percent-encoded if ``quoted``."""
+        if self.canary:
+            template = _CANARY.sub(self.canary, template)
         rest = _PLACEHOLDER.sub("", template)
         if odd := _ANY_BRACES.search(rest):
             raise ValueError(f"{odd[0]!r} is neither {{{{ target.x }}}} nor {{{{ row.x }}}}")
@@ -205,36 +215,58 @@ def _as_text(value: Json) -> str:
 def _render_request(
     scenario: Scenario,
     kind: RequestKind,
-    bearer: str,
+    keys: Mapping[str, str],
     row: Row,
     number: int,
     problems: list[Problem],
 ) -> Request | None:
-    values = _Values(scenario.target.vars, row)
     try:
-        path = values.text(kind.path, quoted=True)
-        if not path.startswith("/") or _UNSAFE_PATH.search(path):
-            raise ValueError(f"{path!r} is not a path that can be sent")
-        body = b""
-        if kind.json is not None:
-            body = json.dumps(values.json(kind.json), ensure_ascii=False, allow_nan=False).encode()
-        headers = _headers(kind, values, bearer)
+        return _request(kind, _Values(scenario.target.vars, row), _key(kind.auth, keys))
     except (ValueError, UnicodeEncodeError) as error:
         where = Where(str(kind.data), 0, 0) if kind.data else Where(scenario.name)
         problem = Problem(where, f"request {kind.name!r}, row {number}: {error}")
         problems.append(problem)
         return None
-    return Request(kind.method.upper(), path, headers, body)
 
 
-def _headers(kind: RequestKind, values: _Values, bearer: str) -> Headers:
+def render_call(
+    call: ProbeCall, target_vars: Mapping[str, Json], keys: Mapping[str, str], canary: str
+) -> Request:
+    """One call of a probe. ``keys``: by identity. Raises ValueError if it cannot be sent."""
+    return _request(call, _Values(target_vars, {}, canary), _key(call.auth, keys))
+
+
+def render_text(template: str, target_vars: Mapping[str, Json]) -> str:
+    """A text that no request holds, like what no answer may hold. Raises ValueError."""
+    return _Values(target_vars, {}).text(template)
+
+
+def _key(auth: str, keys: Mapping[str, str]) -> str:
+    if auth == "none":
+        return ""
+    if auth not in keys:
+        raise ValueError(f"the target has no identity {auth!r}")
+    return keys[auth]
+
+
+def _request(call: RequestKind | ProbeCall, values: _Values, key: str) -> Request:
+    path = values.text(call.path, quoted=True)
+    if not path.startswith("/") or _UNSAFE_PATH.search(path):
+        raise ValueError(f"{path!r} is not a path that can be sent")
+    body = b""
+    if call.json is not None:
+        body = json.dumps(values.json(call.json), ensure_ascii=False, allow_nan=False).encode()
+    return Request(call.method.upper(), path, _headers(call, values, key), body)
+
+
+def _headers(kind: RequestKind | ProbeCall, values: _Values, bearer: str) -> Headers:
     headers = [(name.lower(), values.text(value)) for name, value in kind.headers]
     given = {name for name, _ in headers}
     if kind.json is not None and "content-type" not in given:
         headers.append(("content-type", "application/json"))
     if kind.streamed and "accept" not in given:
         headers.append(("accept", "text/event-stream"))
-    if kind.auth and bearer and "authorization" not in given:
+    if bearer and "authorization" not in given:
         headers.append(("authorization", f"Bearer {bearer}"))
     for name, value in headers:
         if not _TOKEN.fullmatch(name) or name in {"host", "content-length", "transfer-encoding"}:

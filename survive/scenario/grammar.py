@@ -30,6 +30,7 @@ _STAND_INS: Mapping[str, Any] = {
     "kind": "broken",
     "at": "0s",
     "after": "1s",
+    "every": "1s",
     "metric": "success",
     "below": "1%",
     "bursty": {"cv": 1},

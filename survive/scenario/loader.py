@@ -22,6 +22,7 @@ from survive.scenario.model import (
     FaultPlan,
     LoadSpec,
     Objective,
+    Probe,
     RequestKind,
     Scenario,
     StopIf,
@@ -37,8 +38,9 @@ from survive.scenario.overrides import (
     profile_overrides,
     wants,
 )
+from survive.scenario.probing import make_probes
 from survive.scenario.target import TargetSource, check_env, check_target, make_target
-from survive.scenario.traffic import make_load, make_requests
+from survive.scenario.traffic import make_load, make_requests, make_retries
 from survive.scenario.tree import MAX_BYTES, Entry, Node, plain, read_tree, unshared
 from survive.scenario.tree import read_scalar as plain_scalar
 
@@ -223,6 +225,8 @@ class _Job:
             raw=raw,
             raw_target=raw_target,
             warnings=tuple(check.warnings),
+            probes=parts.probes,
+            retries=make_retries(model.clients),
         )
 
 
@@ -234,6 +238,7 @@ class _Parts:
     objectives: dict[str, Objective]
     stop_if: dict[str, StopIf]
     kills: dict[str, str]
+    probes: dict[str, Probe]
 
 
 def _parts(check: Check) -> _Parts:
@@ -242,8 +247,8 @@ def _parts(check: Check) -> _Parts:
     faults = make_faults(check, load)
     objectives = make_objectives(check)
     check_recoveries(check, faults, objectives, load)
-    stops, kills = make_stop_if(check), make_kills(check)
-    return _Parts(requests, load, faults, objectives, stops, kills)
+    stops, kills, probes = make_stop_if(check), make_kills(check), make_probes(check, load)
+    return _Parts(requests, load, faults, objectives, stops, kills, probes)
 
 
 def _read(path: Path, *, limit: int = MAX_BYTES) -> tuple[Node | None, list[Problem]]:

@@ -80,7 +80,7 @@ class RequestKind:
     path: str  # template
     headers: tuple[tuple[str, str], ...] = ()
     json: Json = None  # template; None = no body
-    auth: bool = True  # send the target's bearer key
+    auth: str = "bearer"  # bearer | none | the name of one of the target's identities
     data: Path | None = None  # rows for {{ row.x }}
     expect: Expect = Expect()
     timeout_us: int = 10_000_000
@@ -115,6 +115,11 @@ class ProbeCall:
     json: Json = None
     auth: str = "bearer"  # bearer | none | the name of one of the target's identities
     status: frozenset[int] = frozenset({200})
+
+    @property
+    def streamed(self) -> bool:
+        """The body asks for a stream of server-sent events."""
+        return isinstance(self.json, dict) and self.json.get("stream") is True
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ def _text_schema(pattern: str, *examples: str) -> WithJsonSchema:
 
 
 _NUMBER = r"^\s*\d+(\.\d+)?\s*"
+_TIME = r"\s*\d+(\.\d+)?\s*(us|µs|ms|s|min|m|h|d)\s*"
 Duration = Annotated[
     int,
     _quantity(duration_us, "300ms, 8s or 10m", zero=False),
@@ -73,6 +74,22 @@ Price = Annotated[
     Any,
     _quantity(price, "2.50 USD/h", zero=True),
     _text_schema(_NUMBER + r"[A-Z]{3}\s*/\s*(h|hour|d|day|s|min)\s*$", "2.50 USD/h"),
+]
+
+
+def _span(value: object) -> object:
+    check_bare(value, "500ms..8s")
+    first, dots, last = str(value).partition("..")
+    span = (duration_us(first), duration_us(last if dots else first))
+    if not 0 < span[0] <= span[1]:
+        raise UnitError(f"{value!r} is not from a shorter time to a longer one, like 500ms..8s")
+    return span
+
+
+Span = Annotated[
+    Any,  # (microseconds, microseconds)
+    BeforeValidator(_span),
+    _text_schema("^" + _TIME + r"(\.\." + _TIME + ")?$", "500ms..8s"),
 ]
 
 
@@ -203,6 +220,9 @@ class ExpectModel(Strict):
     )
 
 
+_AUTH = "Whose key is sent: bearer (default), none, or one of the target's `auth: identities`."
+
+
 class RequestModel(Strict):
     """One kind of call that users make. Exactly one of get, post, put, patch, delete."""
 
@@ -223,9 +243,7 @@ class RequestModel(Strict):
     headers: Annotated[dict[str, Text], BeforeValidator(_header_names)] = Field(
         {}, description="Headers to send beside those of HTTP and of the bearer key."
     )
-    auth: Literal["bearer", "none"] = Field(
-        "bearer", description="`none`: do not send the target's bearer key."
-    )
+    auth: Name = Field("bearer", description=_AUTH)
     data: Text | None = Field(
         None, description="A .jsonl or .csv file beside the scenario; each row is one {{ row }}."
     )
@@ -239,9 +257,17 @@ class RequestModel(Strict):
 
 
 class RetriesModel(Strict):
-    """Whether users try again. Only `max: 0` is known yet."""
+    """How users try again when a call fails."""
 
-    max: Literal[0] = Field(0, description="Tries after the first; 0.")
+    max: int = Field(0, ge=0, le=20, description="Tries after the first; 0 to 20. Default 0.")
+    backoff: Span = Field(
+        (500_000, 8_000_000),
+        description="The first wait and the longest, like 500ms..8s (default): each wait is drawn "
+        "from the first to twice the one before.",
+    )
+    honour_retry_after: bool = Field(
+        True, description="An answer's Retry-After is the least wait. Default true."
+    )
 
 
 class ClientsModel(Strict):
@@ -373,6 +399,61 @@ class ObjectiveModel(Strict):
     )
 
 
+class CallModel(Strict):
+    """One call of a probe. Exactly one of get, post, put, patch, delete."""
+
+    get: Path | None = Field(None, description="Path of a GET; may hold {{ canary }}.")
+    post: Path | None = Field(None, description="Path of a POST; may hold {{ canary }}.")
+    put: Path | None = Field(None, description="Path of a PUT; may hold {{ canary }}.")
+    patch: Path | None = Field(None, description="Path of a PATCH; may hold {{ canary }}.")
+    delete: Path | None = Field(None, description="Path of a DELETE; may hold {{ canary }}.")
+    body: FreeJson = Field(
+        None,
+        alias="json",
+        description="The JSON body; strings may hold {{ canary }}, a word that is new for each "
+        "probing, and {{ target.x }}.",
+    )
+    headers: Annotated[dict[str, Text], BeforeValidator(_header_names)] = Field(
+        {}, description="Headers to send beside those of HTTP and of the key."
+    )
+    auth: Name = Field("bearer", description=_AUTH)
+
+
+class RefusalModel(Strict):
+    """What a refusal looks like."""
+
+    status: Statuses | None = Field(None, description="The HTTP status, or a list: [401, 403].")
+
+
+class ProbeModel(CallModel):
+    """A slow, separate caller that checks what load cannot. Its keys say what it finds:
+
+    a call alone is `denied`; with `forbid` `leaked`; with `audit` `audited`; `write` and `read` are
+    `freshness`, or `isolated` if another identity reads; `link` is `encrypted`.
+    """
+
+    every: Duration = Field(description="From one probing to the next, like 1s.")
+    expect: RefusalModel | None = Field(
+        None, description="Of a call that must be refused: how. Default status: [401, 403]."
+    )
+    within: Duration | None = Field(
+        None,
+        description="Of freshness: later is never. Of the others: how long a call may take. "
+        "Default 5s.",
+    )
+    forbid: Text | None = Field(
+        None, description='What no answer may hold, like "{{ target.secret }}"; case is ignored.'
+    )
+    audit: Name | None = Field(
+        None, description="The service whose audit log must have exactly one record of each call."
+    )
+    write: CallModel | None = Field(None, description="Writes a canary: a 2xx commits it.")
+    read: CallModel | None = Field(None, description="Asks for it: found if in a 200 answer.")
+    link: Text | None = Field(
+        None, description="The link that must carry no plain byte, like gateway -> inference."
+    )
+
+
 class StopIfModel(Strict):
     """Stops the run when too few answers are good."""
 
@@ -390,6 +471,9 @@ class AuthModel(Strict):
 
     bearer: Text | None = Field(
         None, description='The bearer key, from the environment only: "${NAME}".'
+    )
+    identities: Annotated[dict[Name, Text], DropX] = Field(
+        {}, description='Keys of others by name, for `auth:` of requests and probes: "${KEY}.acme".'
     )
 
 
@@ -546,6 +630,9 @@ class ScenarioModel(Strict):
     )
     objectives: Annotated[dict[Name, ObjectiveModel], DropX] = Field(
         min_length=1, description="What must hold, by name."
+    )
+    probes: Annotated[dict[Name, ProbeModel], DropX] = Field(
+        {}, description="Slow, separate callers that check what load cannot, by name."
     )
     stop_if: Annotated[dict[Name, StopIfModel], DropX] = Field(
         {}, description="When to stop early, by name."

@@ -23,6 +23,7 @@ WEAKNESSES = (
     *("no_backpressure", "cross_tenant_cache", "stale_cache", "cold_cache_stampede", "frozen_feed"),
     "plaintext_link",
 )
+OWN_AUTH = ("bearer", "none")  # words of `auth:` that are no identity
 LOAD = "load"  # the source of the entry link; no service may be called so
 
 PLUGINS_HINT = "it is in your own folders: allow their code with --plugins"
@@ -93,6 +94,8 @@ def check_target(model: TargetModel, source: TargetSource, catalog: Catalog) -> 
         )
     if model.auth is not None and model.auth.bearer is not None:
         _check_bearer(model.auth.bearer, source)
+    for name, key in model.auth.identities.items() if model.auth is not None else ():
+        _check_identity(name, key, source)
     for name, value in model.vars.items():
         if isinstance(value, dict | list):
             source.wrong(("vars", name), "a variable is text, a number or true or false")
@@ -232,6 +235,18 @@ def _check_bearer(bearer: str, source: TargetSource) -> None:
         )
 
 
+def _check_identity(name: str, key: str, source: TargetSource) -> None:
+    path = ("auth", "identities", name)
+    if name in OWN_AUTH:
+        source.wrong(path, f"{name!r} is a word of its own in `auth:`", "choose another", key=True)
+    if not _ENV.search(key):
+        source.wrong(
+            path,
+            "a secret must not stand in a file",
+            'take it from the environment, like "${NAME}.acme"',
+        )
+
+
 def check_env(draft: Draft, kind: type[Strict], target_prefix: tuple[str, ...] | None) -> None:
     """``${ENV}`` only where secrets may be, and never with a default.
 
@@ -269,6 +284,8 @@ def _is_of_an_activity(path: tuple[str, ...]) -> bool:
 def _may_hold_env(path: tuple[str, ...]) -> bool:
     if path in {("auth", "bearer"), ("proxy", "toxiproxy")}:
         return True
+    if path[:2] == ("auth", "identities"):
+        return len(path) == 3
     return path[:1] == ("services",) and (
         (len(path) == 3 and path[2] == "url") or (len(path) == 4 and path[2] == "env")
     )
@@ -291,6 +308,7 @@ def make_target(model: TargetModel, source: TargetSource, catalog: Catalog) -> T
         links=links,
         vars=dict(model.vars),
         bearer=(model.auth.bearer or "") if model.auth is not None else "",
+        identities=dict(model.auth.identities) if model.auth is not None else {},
         prices=dict(model.prices),
         allow_hosts=tuple(model.allow.hosts),
         allow_faults=tuple(model.allow.faults),

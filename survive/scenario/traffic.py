@@ -16,8 +16,10 @@ from survive.scenario.model import (
     LoadSpec,
     Phase,
     RequestKind,
+    Retries,
 )
 from survive.scenario.models import (
+    ClientsModel,
     LoadModel,
     PhaseModel,
     RequestModel,
@@ -91,6 +93,7 @@ def _request(check: Check, name: str, model: RequestModel, part: float) -> Reque
     if model.expect.status is not None and not model.expect.status:
         check.wrong((*path, "expect", "status"), "is empty; at least one is needed")
     _check_templates(check, name, model)
+    check_auth(check, (*path, "auth"), model.auth)
     return RequestKind(
         name=name,
         share=part,
@@ -98,11 +101,30 @@ def _request(check: Check, name: str, model: RequestModel, part: float) -> Reque
         path=getattr(model, method) or "/",
         headers=tuple((key.lower(), value) for key, value in model.headers.items()),
         json=model.body,
-        auth=model.auth == "bearer",
+        auth=model.auth,
         data=Path(model.data) if model.data is not None else None,
         expect=Expect(frozenset(model.expect.status or [200]), model.expect.stream == "complete"),
         timeout_us=model.timeout,
     )
+
+
+def check_auth(check: Check, path: Loc, auth: str) -> None:
+    """``auth:`` of a call names an identity of the target."""
+    if auth in {"bearer", "none"} or not check.knows("auth"):
+        return
+    known = ["bearer", "none", *check.spec.identities]
+    if auth not in known:
+        hint = nearest(auth, known)
+        check.wrong(path, f"the target has no identity {auth!r}", hint)
+
+
+def make_retries(model: ClientsModel) -> Retries:
+    """How users try again."""
+    given = model.retries
+    if given is None:
+        return Retries()
+    first_us, last_us = given.backoff
+    return Retries(given.max, first_us, last_us, given.honour_retry_after)
 
 
 def _check_templates(check: Check, name: str, model: RequestModel) -> None:
@@ -112,7 +134,7 @@ def _check_templates(check: Check, name: str, model: RequestModel) -> None:
         node = check.draft.node(*path, key)
         for below, text in strings(node) if node is not None else ():
             for variable in variables(text):
-                _check_variable(check, (*path, key, *below), variable)
+                check_variable(check, (*path, key, *below), variable)
                 if variable.source == "row":
                     rows.add(variable.name)
     if model.data is None:
@@ -131,7 +153,8 @@ def _check_templates(check: Check, name: str, model: RequestModel) -> None:
             check.wrong((*path, "data"), f"{model.data}: {problem.message}", problem.hint)
 
 
-def _check_variable(check: Check, path: Loc, variable: Variable) -> None:
+def check_variable(check: Check, path: Loc, variable: Variable) -> None:
+    """A template names something that there is."""
     if not variable.source:
         check.wrong(
             path,
