@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from survive.load.sse import StreamReader
+from survive.load.stripes import Striped, Table
 from survive.load.template import CompiledKind
 from survive.plan.arrivals import Block
 from survive.plan.model import Plan
@@ -204,6 +205,21 @@ class Filing:
             key = Key(where, self._kinds[kind], -1, Series.LATENCY, str(Outcome.UNSENT))
             self.add(key, (0,) * count)
 
+    def lost(self, intended_us: npt.NDArray[np.int64], kinds: npt.NDArray[np.int64]) -> None:
+        """Arrivals whose owner was gone: nobody knows their fate, or nobody sent them."""
+        places, counts = np.unique(
+            np.stack([np.asarray(self.slices_of(intended_us), dtype=np.int64), kinds], axis=1),
+            axis=0,
+            return_counts=True,
+        )
+        for (where, kind), count in zip(places.tolist(), counts.tolist(), strict=True):
+            self.lose(where, self._kinds[kind], count)
+
+    def lose(self, where: int, kind: str, count: int) -> None:
+        """So many requests of a slice are lost."""
+        if count:
+            self.add(Key(where, kind, -1, Series.LATENCY, str(Outcome.LOST)), (0,) * count)
+
     def expired(self, block: Block, part: slice, deadline_of: npt.NDArray[np.int64]) -> None:
         """A stretch of a block that was never sent in time: each ends at its deadline."""
         intended, kinds = block.intended_us[part], block.kind[part]
@@ -280,7 +296,9 @@ class Cursor:
         self._deadlines = [plan.deadline_us(kind) for kind in range(len(plan.kinds))]
         self._deadline_of = np.array(self._deadlines, dtype=np.int64)
         self._block = Block(0, *(np.empty(0, dtype=np.int64) for _ in range(3)))
-        self._number = self._at = self._count = 0
+        self._at = self._count = 0
+        self._last = -1  # number of the last arrival that was handed out or has expired
+        self._numbers: Sequence[int] = ()
         self._due: int | None = None
         self._intended: list[int] = []
         self._kinds: list[int] = []
@@ -302,10 +320,8 @@ class Cursor:
             if due is None or due > now_us:
                 return None
             at = self._at
-            job = Job(
-                self._number, due, self._kinds[at], self._rows[at], self._slices[at], lane_free_us
-            )
-            self._number += 1
+            self._last = number = self._numbers[at]
+            job = Job(number, due, self._kinds[at], self._rows[at], self._slices[at], lane_free_us)
             self._at = at = at + 1
             if at < self._count:
                 self._due = self._intended[at]
@@ -328,12 +344,24 @@ class Cursor:
             alive = block.intended_us[at:] + self._deadline_of[block.kind[at:]] >= now_us
             end = at + int(np.argmax(alive)) if alive.any() else self._count
             self._filing.expired(block, slice(at, end), self._deadline_of)
-            self._number += end - at
+            self._last = self._numbers[end - 1]
             self._at = end
             if end < self._count:
                 self._due = self._intended[end]
             else:
                 self._load()
+
+    def restripe(self, at_us: int, table: Table, now_us: int) -> None:
+        """Others own what from ``at_us`` on; what came too late for us is filed as lost."""
+        assert isinstance(self._blocks, Striped), "the whole schedule is its own"
+        rows = self._blocks.restripe(at_us, table, self._last, now_us)
+        self._filing.lost(rows[:, 0], rows[:, 1])
+        self._load()
+
+    def forget(self, now_us: int) -> None:
+        """No change of owners can reach what lies before now and was handed out."""
+        if isinstance(self._blocks, Striped):
+            self._blocks.forget(now_us if self._due is None else min(now_us, self._due))
 
     def stop(self, now_us: int) -> None:
         """File all that was never sent: the run ends here.
@@ -367,7 +395,11 @@ class Cursor:
         self._rows = block.row.tolist()
         self._slices = self._filing.slices_of(block.intended_us)
         self._count = len(self._intended)
-        self._number = block.first
+        self._numbers = (
+            range(block.first, block.first + self._count)
+            if block.numbers is None
+            else block.numbers.tolist()
+        )
         self._due = self._intended[0]
 
 

@@ -17,7 +17,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -26,13 +26,15 @@ from greenlet import greenlet  # type: ignore[import-untyped,unused-ignore]
 
 from survive.load.core import Cursor, Exchange, Filing, Job, LanePool, rules
 from survive.load.http1 import AnswerReader, NotHttpError, encode
+from survive.load.stripes import Ownership, Striped, Table
 from survive.load.template import CompiledKind
-from survive.plan.arrivals import Schedule
+from survive.plan.arrivals import Block, Schedule
 from survive.plan.model import Plan
 from survive.record.samples import Frame
 from survive.transport import Broken
 from survive.units import SECOND
 
+NO_END_US = 1 << 62
 SPIN_US = 60  # idle spin before an arrival: p50 of the lag falls from 17 to 5 us
 SWEEP_S = 0.05  # how often deadlines are looked at
 BLOCKED_NS = 20_000  # a shorter poll found something ready: it was no idling
@@ -78,6 +80,7 @@ class Engine:
     def __init__(
         self, plan: Plan, kinds: list[CompiledKind], address: str,
         report: Callable[[Frame], None], fail: Callable[[BaseException], None],
+        worker: int = 0, workers: int = 1,
     ) -> None:  # fmt: skip
         self.loop = gevent.get_hub().loop
         self.hub = gevent.get_hub()
@@ -87,8 +90,13 @@ class Engine:
         self.family, self.peer = resolve(address)
         self.payloads = [[encode(r, address) for r in kind.requests] for kind in kinds]
         self.head_only = [[r.method == "HEAD" for r in kind.requests] for kind in kinds]
-        self._cursor = Cursor(plan, Schedule.of(plan).blocks(), self.filing)
-        self._pool: LanePool[Lane] = LanePool(plan.lanes)
+        blocks: Iterator[Block] = Schedule.of(plan).blocks()
+        if workers > 1:
+            blocks = Striped(blocks, Ownership.of(workers), worker)
+        self._cursor = Cursor(plan, blocks, self.filing)
+        self._pool: LanePool[Lane] = LanePool(-(-plan.lanes // workers))
+        self._lease_us = NO_END_US if workers == 1 else 0  # it sends until then
+        self._last_due_us = 0 if workers == 1 else plan.end_us  # others' work may become ours
         self._lanes: list[Lane] = []
         self._report, self._fail = report, fail
         self._origin_ns = 0
@@ -121,6 +129,16 @@ class Engine:
         """Leave at once: what waits is unsent, what is unanswered in flight. From the hub."""
         self._guarded(self._stop)()
 
+    def renew(self, until_us: int) -> None:
+        """Nobody else sends this worker's part until then. From the hub."""
+        self._lease_us = max(self._lease_us, until_us)
+        self._guarded(self._pace)()
+
+    def restripe(self, at_us: int, table: Table) -> None:
+        """Who owns what has changed. From the hub."""
+        self._guarded(lambda: self._cursor.restripe(at_us, table, self.now_us()))()
+        self._guarded(self._pace)()
+
     def now_us(self) -> int:
         """The run's clock."""
         return (time.monotonic_ns() - self._origin_ns) // 1000
@@ -130,7 +148,7 @@ class Engine:
     def next_job(self, lane: Lane, now_us: int) -> Job | None:
         """A lane is free: an overdue arrival for it, or None and it is parked."""
         self._pool.park(lane, now_us)
-        if not self._running:
+        if not self._running or now_us > self._lease_us:
             return None
         since = self._pool.free_since()
         assert since is not None, "this very lane is free"
@@ -162,7 +180,7 @@ class Engine:
         while self._running:
             now = self.now_us()
             due, since = self._cursor.next_due_us(), self._pool.free_since()
-            if due is None or since is None or due > now:
+            if due is None or since is None or due > now or now > self._lease_us:
                 break
             job = self._cursor.take(now, since)
             if job is not None:
@@ -173,7 +191,8 @@ class Engine:
     def _rearm(self, now_us: int) -> None:
         """Wake up for the next arrival if a lane is free for it, else when one is."""
         due = self._cursor.next_due_us()
-        if due is None or self._pool.free_since() is None or not self._running:
+        idle = due is None or self._pool.free_since() is None or now_us > self._lease_us
+        if due is None or idle or not self._running:
             self._spin.stop()
         elif due - now_us <= SPIN_US:
             if not self._spin.active:
@@ -217,11 +236,13 @@ class Engine:
         self.filing.harness(self._second * SECOND, idle_us, self._waited if starved else None)
         self._waited = self._idle_ns = 0
         self._second = now_us // SECOND
+        self._cursor.forget(now_us)
         self._report(self.filing.cut(now_us))
 
     def _finish_if_drained(self) -> None:
         busy = any(lane.exchange is not None for lane in self._lanes)
-        if self._running and self._cursor.next_due_us() is None and not busy:
+        over = self._cursor.next_due_us() is None and self.now_us() >= self._last_due_us
+        if self._running and over and not busy:
             self._end()
 
     def _stop(self) -> None:

@@ -47,13 +47,15 @@ class Block:
 
     ``first`` is the number of arrivals before it. Arrays of equal length: ``intended_us`` int64
     ascending, ``kind`` index into the kinds int64, ``row`` 32 random bits as int64 (take modulo
-    the number of rows).
+    the number of rows). ``numbers``: of each arrival, where some of a block were left out; None =
+    they count on from ``first``.
     """
 
     first: int
     intended_us: I64
     kind: I64
     row: I64
+    numbers: I64 | None = None
 
 
 @cache
