@@ -16,12 +16,13 @@ import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from survive.load.retries import may_try_again, retry_after_us, wait_us
 from survive.load.sse import StreamReader
 from survive.load.stripes import Striped, Table
 from survive.load.template import CompiledKind
@@ -29,6 +30,7 @@ from survive.plan.arrivals import Block
 from survive.plan.model import Plan
 from survive.record.hdr import HIGHEST_US, LOWEST_US
 from survive.record.samples import HARNESS, Counts, Frame, Key, Outcome, Series
+from survive.scenario.model import Retries
 from survive.transport import REPLICA_HEADER, Broken
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -448,6 +450,8 @@ class Rule:
     streamed: bool
     expect_status: frozenset[int]
     stream_complete: bool
+    retries: Retries = field(default_factory=Retries)
+    seed: int = 0
 
 
 def rules(plan: Plan, kinds: list[CompiledKind]) -> list[Rule]:
@@ -456,32 +460,41 @@ def rules(plan: Plan, kinds: list[CompiledKind]) -> list[Rule]:
         raise ValueError(f"plan has kinds {plan.kinds}, requests are {[k.name for k in kinds]}")
     return [
         Rule(timeout, plan.gives_up_after_us, kind.streamed, kind.expect_status,
-             kind.stream_complete)
+             kind.stream_complete, kind.retries, plan.seed)
         for kind, timeout in zip(kinds, plan.timeouts_us, strict=True)
     ]  # fmt: skip
 
 
 class Exchange:
-    """One request from send to fate. Events after its fate are ignored.
+    """One request from send to fate, tried again if users do. Events after its fate are ignored.
 
     ``deadline_us`` is the earlier of timeout and give-up, from intended start; the user's patience
     ends to matter with the first token (streamed) or the first byte of the answer. An event later
     than the deadline finds the request timed out or abandoned *at* the deadline, whenever the
     sweep comes by.
+
+    ``again_us``: the attempt has failed and the next one is due then (``on_again``); its lane
+    waits with it, for lanes are people. Service time and ``who`` are those of the last attempt,
+    latency and first token count from the intended start. All attempts are filed where the
+    request ends, so that a window's attempts and requests are of the same requests.
     """
 
     __slots__ = (
         "_attempt_us",
         "_body_bytes",
+        "_earlier",
         "_filing",
         "_job",
         "_json",
         "_peek",
+        "_retry_after_us",
         "_rule",
         "_sent_us",
         "_status",
         "_stream",
         "_timeout_us",
+        "_tried",
+        "again_us",
         "deadline_us",
         "outcome",
         "who",
@@ -492,11 +505,14 @@ class Exchange:
         self._filing = filing
         self._rule = rule
         self._job = job
-        self._timeout_us = self.deadline_us = job.intended_us + rule.timeout_us
-        if rule.gives_up_us is not None and rule.gives_up_us < rule.timeout_us:
-            self.deadline_us = job.intended_us + rule.gives_up_us
+        self._timeout_us = job.intended_us + rule.timeout_us
+        self.deadline_us = self._patience_us()
         self._sent_us = 0
         self._attempt_us: int | None = None
+        self._earlier: tuple[int, ...] = ()  # spans of attempts before the present one
+        self._tried = 0  # times that it was tried again
+        self._retry_after_us = 0
+        self.again_us: int | None = None
         self._status = 0
         self._json = False
         self._peek = b""
@@ -517,11 +533,22 @@ class Exchange:
 
     def on_stale(self, now_us: int) -> None:
         """The server had closed the idle connection; the request goes out once more."""
-        if self._attempt_us is not None:
-            crossed = self._filing.crossed(self._job.intended_us, now_us)
-            span = (now_us - self._attempt_us,)
-            self._filing.add_for(self._job, crossed, Series.ATTEMPT, "", span)
-            self._attempt_us = None
+        self._end_attempt(now_us)
+
+    def on_again(self, now_us: int) -> bool:
+        """``again_us`` has come: True if the next attempt may begin."""
+        self.again_us = None
+        if self._over(now_us):
+            return False
+        self._sent_us = now_us
+        self._status = 0
+        self._json = False
+        self._peek = b""
+        self._body_bytes = 0
+        self._stream = None
+        self._retry_after_us = 0
+        self.who = ""
+        return True
 
     def on_head(self, status: int, headers: Mapping[str, str], now_us: int) -> None:
         """Status and lower-case headers of the answer."""
@@ -535,6 +562,8 @@ class Exchange:
             return
         self._json = headers.get("content-type", "").startswith("application/json")
         self.deadline_us = self._timeout_us
+        if "retry-after" in headers:
+            self._retry_after_us = retry_after_us(headers["retry-after"])
 
     def on_body(self, data: bytes, now_us: int) -> None:
         """Some of the body, as one read gave it."""
@@ -557,7 +586,8 @@ class Exchange:
             stream.close(now_us)
         why = self._fault(stream)
         if why:
-            self._settle(Outcome.FAILED, now_us, why)
+            if not (why.startswith("status:") and self._tries_again(now_us)):
+                self._settle(Outcome.FAILED, now_us, why)
             return
         crossed = self._settle(Outcome.OK, now_us, "")
         if stream is not None and stream.first_us is not None:
@@ -567,7 +597,7 @@ class Exchange:
         """No (whole) answer. A refused request was never on the wire."""
         if how is Broken.REFUSED:
             self._attempt_us = None
-        if not self._over(now_us):
+        if not self._over(now_us) and not self._tries_again(now_us, how):
             self._settle(Outcome.FAILED, now_us, str(how))
 
     def on_client_error(self, what: str, now_us: int) -> None:
@@ -587,6 +617,35 @@ class Exchange:
         """The run ends here: unanswered, unless its deadline has passed."""
         if not self._over(now_us):
             self._settle(Outcome.IN_FLIGHT, now_us, "")
+
+    def _patience_us(self) -> int:
+        """The deadline while nothing of an answer was seen."""
+        gives_up = self._rule.gives_up_us
+        if gives_up is None or gives_up >= self._rule.timeout_us:
+            return self._timeout_us
+        return self._job.intended_us + gives_up
+
+    def _tries_again(self, now_us: int, how: Broken | None = None) -> bool:
+        """The attempt has failed: whether the user waits and asks once more, in time."""
+        retries = self._rule.retries
+        if self._tried >= retries.most or not may_try_again(self._status, how, self._stream):
+            return False
+        wait = wait_us(retries, self._rule.seed, self._job.number, self._tried + 1)
+        if retries.honour_retry_after:
+            wait = max(wait, self._retry_after_us)
+        deadline = self._patience_us()
+        if now_us + wait >= deadline:
+            return False  # the user would leave before: this failure is the last word
+        self._end_attempt(now_us)
+        self._tried += 1
+        self.again_us = now_us + wait
+        self.deadline_us = deadline
+        return True
+
+    def _end_attempt(self, now_us: int) -> None:
+        if self._attempt_us is not None:
+            self._earlier += (now_us - self._attempt_us,)
+            self._attempt_us = None
 
     def _over(self, now_us: int) -> bool:
         """It has its fate, perhaps by this very event coming too late."""
@@ -620,7 +679,11 @@ class Exchange:
         self.why = why
         attempt = None if self._attempt_us is None else end_us - self._attempt_us
         service = end_us - self._sent_us if outcome is Outcome.OK else None
-        return self._filing.settle(self._job, end_us, outcome, self.who, why, attempt, service)
+        filing, job = self._filing, self._job
+        crossed = filing.settle(job, end_us, outcome, self.who, why, attempt, service)
+        if self._earlier:
+            filing.add_for(job, crossed, Series.ATTEMPT, "", self._earlier)
+        return crossed
 
     def _file_stream(self, stream: StreamReader, first: int, crossed: int, end_us: int) -> None:
         filing, job = self._filing, self._job

@@ -18,6 +18,7 @@ _WANTED = {
     b"content-type": "content-type",
     b"content-length": "content-length",
     b"transfer-encoding": "transfer-encoding",
+    b"retry-after": "retry-after",
 }
 
 

@@ -6,7 +6,8 @@ request costs a fifth; arrivals are paced by a timerfd plus a spin of 60 us in l
 because libev's own timers know only milliseconds. Everything but the lanes' own code runs in
 callbacks of the hub, so nothing here needs a lock.
 
-What a lane's one wait point can give: a Job (parked lanes only), READABLE, WRITABLE, LATE, STOP.
+What a lane's one wait point can give: a Job (parked lanes only), READABLE, WRITABLE, LATE, STOP,
+AGAIN (a user who waits before the next attempt has waited).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ STALE_GRACE_US = 5_000  # beyond two connect times a close is no crossing of an 
 STALE_MAX_US = 250_000
 READ_BYTES = 65_536
 
-READABLE, WRITABLE, LATE, STOP = 1, 2, 3, 4
+READABLE, WRITABLE, LATE, STOP, AGAIN = 1, 2, 3, 4, 5
 _READ, _WRITE = 1, 2  # libev's event bits
 _NO_PORTS = {errno.EADDRNOTAVAIL: "no_ports", errno.EMFILE: "no_fds", errno.ENFILE: "no_fds",
              errno.ENOBUFS: "no_buffers", errno.ENOMEM: "no_memory"}  # fmt: skip
@@ -334,12 +335,43 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
         self.exchange = exchange
         head_only = engine.head_only[job.kind][row]
         try:
-            now, stale = self._attempt(exchange, payloads[row], head_only, began)
-            if stale:
-                exchange.on_stale(now)
-                now, _ = self._attempt(exchange, payloads[row], head_only, now)
+            now = self._once(exchange, payloads[row], head_only, began)
+            while exchange.again_us is not None:
+                now = self._until_again(exchange)
+                if exchange.outcome is None:
+                    now = self._once(exchange, payloads[row], head_only, now)
         finally:
             self.exchange = None
+        return now
+
+    def _until_again(self, exchange: Exchange) -> int:
+        """Wait, as the user does, until the next attempt is due or the exchange has ended."""
+        engine = self._engine
+        assert exchange.again_us is not None
+        timer = engine.loop.timer(max(0, exchange.again_us - engine.now_us()) / SECOND)
+        timer.start(self.switch, AGAIN)
+        try:
+            while True:
+                signal = self._hub.switch()
+                now = engine.now_us()
+                if signal == READABLE:
+                    self._close()  # idle, and the server closed it
+                elif signal == AGAIN:
+                    exchange.on_again(now)
+                    return now
+                elif self._ended(exchange, signal):
+                    exchange.again_us = None
+                    return now
+        finally:
+            timer.stop()
+            timer.close()
+
+    def _once(self, exchange: Exchange, payload: bytes, head_only: bool, began_us: int) -> int:
+        """One attempt, sent twice if it met a connection that the server had closed idle."""
+        now, stale = self._attempt(exchange, payload, head_only, began_us)
+        if stale:
+            exchange.on_stale(now)
+            now, _ = self._attempt(exchange, payload, head_only, now)
         return now
 
     def _attempt(
@@ -483,7 +515,7 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
                 reader.feed(data, now)
             except NotHttpError:
                 exchange.on_broken(Broken.PROTOCOL, now)
-            if exchange.outcome is not None:
+            if exchange.outcome is not None or exchange.again_us is not None:
                 if not reader.reusable:
                     self._close()
                 return now, False

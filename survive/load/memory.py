@@ -128,12 +128,23 @@ class MemoryLoad:
 
     async def _serve(self, lane: int, job: Job) -> None:
         exchange = Exchange(self._filing, self._rules[job.kind], job)
-        now = self._clock.now_us()
-        exchange.on_sent(now)
-        exchange.on_attempt(now)
+        exchange.on_sent(self._clock.now_us())
         self._open[lane] = exchange
         requests = self._requests[job.kind]
-        call = asyncio.create_task(self._call(exchange, requests[job.row % len(requests)]))
+        request = requests[job.row % len(requests)]
+        try:
+            await self._attempt(exchange, request)
+            while exchange.again_us is not None:
+                await self._clock.sleep_until(exchange.again_us)
+                if exchange.on_again(self._clock.now_us()):
+                    await self._attempt(exchange, request)
+        finally:
+            del self._open[lane]
+
+    async def _attempt(self, exchange: Exchange, request: Request) -> None:
+        """Once over the wire, until it ends or its user's deadline passes."""
+        exchange.on_attempt(self._clock.now_us())
+        call = asyncio.create_task(self._call(exchange, request))
         try:
             while exchange.outcome is None and not call.done():
                 left_s = (exchange.deadline_us - self._clock.now_us()) / 1e6
@@ -143,7 +154,6 @@ class MemoryLoad:
             if call.done():
                 call.result()
         finally:
-            del self._open[lane]
             await _cancel([call])
 
     async def _call(self, exchange: Exchange, request: Request) -> None:

@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from survive.contracts import Json
 from survive.errors import Problem, ScenarioError, Where
-from survive.scenario.model import ProbeCall, RequestKind, Scenario
+from survive.scenario.model import ProbeCall, RequestKind, Retries, Scenario
 from survive.transport import Headers, Request
 
 MAX_ROWS = 1_000_000
@@ -45,6 +45,7 @@ class CompiledKind:
     expect_status: frozenset[int]
     stream_complete: bool
     requests: list[Request]
+    retries: Retries = field(default_factory=Retries)
 
     def to_json(self) -> dict[str, Json]:
         """Plain data for the spec file; bodies are text, since only JSON bodies exist."""
@@ -54,6 +55,7 @@ class CompiledKind:
             "streamed": self.streamed,
             "expect_status": [*sorted(self.expect_status)],
             "stream_complete": self.stream_complete,
+            "retries": asdict(self.retries),
             "requests": [
                 [r.method, r.path, [[k, v] for k, v in r.headers], r.body.decode()]
                 for r in self.requests
@@ -76,6 +78,7 @@ class CompiledKind:
             expect_status=frozenset(data["expect_status"]),
             stream_complete=data["stream_complete"],
             requests=requests,
+            retries=Retries(**data["retries"]),
         )
 
 
@@ -106,6 +109,7 @@ def compile_requests(
                 expect_status=kind.expect.status,
                 stream_complete=kind.expect.stream_complete,
                 requests=requests,
+                retries=scenario.retries,
             )
         )
     if problems:

@@ -47,6 +47,11 @@ def bits(seed: int, stream: int, block: int, count: int) -> U64:
     return _mix(_STEPS[:count] + np.uint64(_key(seed, stream, block)))
 
 
+def one_uniform(seed: int, stream: int, *counters: int) -> float:
+    """A single number in [0, 1), for events that are few: no array is made."""
+    return (_key(seed, stream, *counters, 0) >> 11) * 2.0**-53
+
+
 def uniforms(words: U64) -> F64:
     """53 bits each, in [0, 1)."""
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

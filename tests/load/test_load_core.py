@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from loadtools import Tally, make_kind, make_plan, planned
 
 from survive.load.core import MAX_BODY_BYTES, Cursor, Exchange, Filing, Job, LanePool, Rule, buckets
+from survive.load.retries import retry_after_us, wait_us
 from survive.plan.arrivals import Schedule
 from survive.record.hdr import HIGHEST_US, highest_of, index_of
 from survive.record.samples import Key, Outcome, Series
+from survive.scenario.model import Retries
 from survive.transport import Broken
 from survive.units import MS, SECOND
 
@@ -187,6 +189,156 @@ def test_stream_times_count_from_the_intended_start() -> None:
     assert tally.quantile(Series.TPOT, 1.0) == 100
 
 
+# --------------------------------------------------------------------------------- retries
+
+PATIENT = Retries(most=2, first_us=100 * MS, last_us=300 * MS)
+
+
+def fail(exchange: Exchange, status: int, now: int, headers: dict[str, str] | None = None) -> None:
+    exchange.on_head(status, headers or {}, now)
+    exchange.on_end(now)
+
+
+def test_a_user_asks_again_and_an_ok_at_last_is_ok_from_the_first_start() -> None:
+    filing = new_filing()
+    exchange = begin(filing, rule(retries=PATIENT), intended=100)
+    fail(exchange, 503, 10 * MS, {"x-replica-id": "sick"})
+    assert exchange.outcome is None
+    assert exchange.again_us is not None
+    assert 110 * MS <= exchange.again_us <= 210 * MS
+    assert exchange.on_again(200 * MS)
+    exchange.on_attempt(200 * MS)
+    exchange.on_broken(Broken.REFUSED, 201 * MS)
+    assert exchange.again_us is not None
+    assert 301 * MS <= exchange.again_us <= 501 * MS
+    assert exchange.on_again(450 * MS)
+    exchange.on_attempt(450 * MS)
+    exchange.on_head(200, {"x-replica-id": "well"}, 455 * MS)
+    exchange.on_end(460 * MS)
+    tally = tally_of(filing)
+    assert tally.outcomes() == {"ok": 1}
+    # What was refused was never on the wire: two attempts, of 10 ms each.
+    assert (tally.n(Series.SEND_LAG), tally.n(Series.ATTEMPT)) == (1, 2)
+    assert tally.quantile(Series.ATTEMPT, 1.0) == highest_of(index_of(10 * MS))
+    assert tally.quantile(Series.SERVICE_TIME, 1.0) == highest_of(index_of(10 * MS))
+    assert tally.quantile(Series.LATENCY, 1.0) == highest_of(index_of(460 * MS - 100))
+    (latency,) = [key for key in tally.counts if key.series is Series.LATENCY]
+    assert latency.who == "well"
+
+
+def test_when_all_tries_are_used_the_last_failure_is_the_fate() -> None:
+    filing = new_filing(marks=(150 * MS,))
+    exchange = begin(filing, rule(retries=PATIENT, timeout_us=SECOND * 10))
+    now = 0
+    for status in (500, 502, 429):
+        fail(exchange, status, now)
+        if exchange.again_us is not None:
+            now = exchange.again_us
+            exchange.on_again(now)
+            exchange.on_attempt(now)
+    tally = tally_of(filing)
+    assert tally.outcomes() == {"failed:status:429": 1}
+    # All attempts are filed where the request ends: beyond the mark that it crossed.
+    assert {key.crossed for key in tally.counts if key.series is Series.ATTEMPT} == {0}
+    assert tally.n(Series.ATTEMPT) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "ending", "again"),
+    [
+        ({}, "429", True),
+        ({}, "500", True),
+        ({}, "404", False),
+        ({}, "302", False),
+        ({"expect_status": frozenset({503})}, "503", False),
+        ({}, "refused", True),
+        ({}, "reset", True),
+        ({}, "closed", True),
+        ({}, "protocol", False),
+        ({}, "client", False),
+        ({}, "error_in_body", False),
+        ({"streamed": True}, "closed", True),
+        ({"streamed": True}, "closed after content", False),
+        ({"streamed": True, "stream_complete": True}, "incomplete", False),
+        ({"retries": Retries()}, "503", False),
+    ],
+)
+def test_what_is_tried_again(changes: dict[str, object], ending: str, again: bool) -> None:
+    exchange = begin(new_filing(), rule(**({"retries": PATIENT} | changes)))
+    if ending.isdigit():
+        fail(exchange, int(ending), 1)
+    elif ending == "client":
+        exchange.on_client_error("no_ports", 1)
+    elif ending == "error_in_body":
+        exchange.on_head(200, {"content-type": "application/json"}, 1)
+        exchange.on_body(b'{"error": "x"}', 1)
+        exchange.on_end(1)
+    elif ending == "incomplete":
+        fail(exchange, 200, 1)
+    elif ending == "closed after content":
+        exchange.on_head(200, {}, 1)
+        exchange.on_body(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n', 1)
+        exchange.on_broken(Broken.CLOSED, 1)
+    else:
+        exchange.on_broken(Broken(ending), 1)
+    assert (exchange.again_us is not None) == again
+    assert (exchange.outcome is None) == again
+
+
+def test_retry_after_is_the_least_wait_and_one_beyond_the_deadline_ends_it() -> None:
+    its_rule = rule(retries=PATIENT, timeout_us=10 * SECOND)
+    polite = begin(new_filing(), its_rule)
+    fail(polite, 429, 0, {"retry-after": "3"})
+    assert polite.again_us == 3 * SECOND
+    rude = begin(new_filing(), rule(retries=Retries(2, 100 * MS, SECOND, False)))
+    fail(rude, 429, 0, {"retry-after": "3"})
+    assert rude.again_us is not None
+    assert rude.again_us <= 200 * MS
+    late = begin(new_filing(), its_rule)
+    fail(late, 429, 0, {"retry-after": "10"})
+    assert late.outcome is Outcome.FAILED
+    assert retry_after_us("Wed, 21 Oct 2015 07:28:00 GMT") == retry_after_us("-1") == 0
+    assert retry_after_us("9" * 400) < 1 << 62
+
+
+def test_patience_holds_through_the_tries() -> None:
+    """The head of a failed answer is no first byte of an answer: the user still gives up."""
+    its_rule = rule(retries=Retries(5, 100 * MS, 100 * MS), gives_up_us=400 * MS)
+    filing = new_filing()
+    exchange = begin(filing, its_rule)
+    fail(exchange, 503, 200 * MS)
+    assert exchange.deadline_us == 400 * MS
+    assert exchange.on_again(300 * MS)
+    exchange.on_attempt(300 * MS)
+    exchange.on_head(200, {}, 401 * MS)
+    assert exchange.outcome is Outcome.ABANDONED
+    assert tally_of(filing).n(Series.ATTEMPT) == 2
+
+
+def test_a_try_that_comes_too_late_is_never_sent() -> None:
+    filing = new_filing()
+    exchange = begin(filing, rule(retries=PATIENT))
+    fail(exchange, 503, 10)
+    assert not exchange.on_again(2 * SECOND)
+    assert exchange.outcome is Outcome.TIMED_OUT
+    assert tally_of(filing).n(Series.ATTEMPT) == 1
+
+
+def test_waits_are_spread_grow_and_repeat() -> None:
+    retries = Retries(most=9, first_us=500 * MS, last_us=8 * SECOND)
+    firsts = [wait_us(retries, 42, number, 1) for number in range(4000)]
+    assert firsts == [wait_us(retries, 42, number, 1) for number in range(4000)]
+    assert min(firsts) >= 500 * MS
+    assert max(firsts) <= SECOND
+    deciles = np.histogram(firsts, bins=10, range=(500 * MS, SECOND))[0]
+    assert deciles.min() > 330  # 400 each, 3.7 standard deviations
+    assert deciles.max() < 470
+    assert abs(float(np.mean([wait_us(retries, 42, n, 3) for n in range(4000)])) - 2.25e6) < 8e4
+    assert wait_us(retries, 42, 7, 9) <= 8 * SECOND
+    assert wait_us(Retries(1, 2 * SECOND, SECOND), 1, 1, 1) == SECOND
+    assert len({wait_us(retries, seed, 1, 1) for seed in range(50)}) > 45
+
+
 # ---------------------------------------------------------------------------------- filing
 
 
@@ -257,8 +409,13 @@ FATES = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(FATES, st.integers(1, 4), st.integers(1, 300), st.integers(0, 1500 * MS))
-def test_nothing_is_lost(fates: list[tuple[str, int]], lanes: int, rps: int, stop_us: int) -> None:
+@given(
+    FATES, st.integers(1, 4), st.integers(1, 300), st.integers(0, 1500 * MS),
+    st.builds(Retries, most=st.integers(0, 3), first_us=st.integers(1, 60 * MS)),
+)  # fmt: skip
+def test_nothing_is_lost(
+    fates: list[tuple[str, int]], lanes: int, rps: int, stop_us: int, again: Retries
+) -> None:
     """A toy load in simulated time: whatever servers do, the sums of DESIGN law 5 hold."""
     kinds = [make_kind(timeout_us=200 * MS), make_kind(name="slow", timeout_us=500 * MS)]
     plan = make_plan(kinds, rps=rps, lanes=lanes, arrivals="poisson", marks=(300 * MS, 700 * MS),
@@ -270,15 +427,21 @@ def test_nothing_is_lost(fates: list[tuple[str, int]], lanes: int, rps: int, sto
     fate, now = 0, 0
     while now < stop_us and (busy or cursor.next_due_us() is not None):
         for lane, (end, how, exchange) in list(busy.items()):
-            if end <= now:
+            if end <= now and exchange.again_us is not None:
+                if exchange.on_again(now):
+                    exchange.on_attempt(now)
+            elif end <= now:
                 _finish(how, exchange, now)
+            if end <= now and exchange.again_us is not None:
+                busy[lane] = (exchange.again_us, how, exchange)
+            elif end <= now and exchange.outcome is not None:
                 free[lane] = now
                 del busy[lane]
         while free and (job := cursor.take(now, min(free.values()))):
             lane = min(free)
             del free[lane]
             exchange = Exchange(filing, Rule(plan.timeouts_us[job.kind], 150 * MS, False,
-                                             frozenset({200}), False), job)  # fmt: skip
+                                             frozenset({200}), False, again), job)  # fmt: skip
             exchange.on_sent(now)
             exchange.on_attempt(now)
             how, span = fates[fate % len(fates)]

@@ -6,13 +6,16 @@ The memory load is given the same behaviours and must say the same.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from loadtools import (
+    Handler,
     Tally,
     answer,
     chunked,
@@ -31,7 +34,8 @@ from survive.load.template import CompiledKind
 from survive.plan.model import Plan
 from survive.record.hdr import highest_of
 from survive.record.samples import Frame, Series
-from survive.transport import Broken, CallFailedError, Request, Response
+from survive.scenario.model import Retries
+from survive.transport import Broken, CallFailedError, Request, Response, Transport
 from survive.units import MS, SECOND
 
 EVENT = b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":null}]}\n\n'
@@ -144,12 +148,15 @@ class ScriptedTransport:
         return ScriptedResponse(name)
 
 
-async def run_memory(plan: Plan, kinds: list[CompiledKind], stop_at_s: float = 60) -> Tally:
+async def run_memory(
+    plan: Plan, kinds: list[CompiledKind], stop_at_s: float = 60,
+    transport: Transport | None = None,
+) -> Tally:  # fmt: skip
     tally = Tally()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     alarm = loop.call_later(stop_at_s, stop.set)
-    load = MemoryLoad(plan, kinds, ScriptedTransport(), LoopClock(loop.time()), "x:1")
+    load = MemoryLoad(plan, kinds, transport or ScriptedTransport(), LoopClock(loop.time()), "x:1")
     await load.run(tally.add, stop)
     alarm.cancel()
     assert tally.frames[-1].done
@@ -186,6 +193,82 @@ def test_every_behaviour_is_counted_as_what_it_is_and_alike_in_both_loads(tmp_pa
     real.assert_conserved(planned(plan))
     memory.assert_conserved(planned(plan))
     assert real.n(Series.TTFT) == memory.n(Series.TTFT) > 0
+
+
+def third_time_lucky() -> Handler:
+    """Two calls of three are sent away: with a 503, and with a closed connection."""
+    calls = itertools.count(1)
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        turn = next(calls) % 3
+        # Each call on a connection of its own: a close of one used before could be stale.
+        if turn != 2:
+            writer.write(answer(b"", 503 if turn else 200, {"connection": "close"}))
+
+    return handler
+
+
+class LuckyTransport:
+    """The same in memory."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def call(self, address: str, request: Request, *, timeout_s: float) -> Response:
+        self.calls += 1
+        if self.calls % 3 == 2:
+            raise CallFailedError(Broken.CLOSED)
+        return ScriptedResponse("unavailable" if self.calls % 3 else "ok")
+
+    async def linger(self, address: str, request: Request, *, timeout_s: float) -> float:
+        raise AssertionError("load never asks for this")
+
+
+def test_users_who_ask_again_are_alike_in_both_loads(tmp_path: Path) -> None:
+    """With one lane all is in turn, since a lane stays with its request until its fate."""
+    kind = make_kind(timeout_us=20 * SECOND, retries=Retries(2, 5 * MS, 15 * MS))
+    plan = make_plan([kind], rps=30, lanes=1)
+
+    async def both() -> tuple[Tally, Tally]:
+        async with raw_server(third_time_lucky()) as address:
+            real = await run_load(tmp_path, plan, [kind], address)
+        return real, await run_memory(plan, [kind], transport=LuckyTransport())
+
+    for tally in asyncio.run(both()):
+        assert tally.outcomes() == {"ok": 30}
+        assert tally.n(Series.ATTEMPT) == 90
+        tally.assert_conserved(30)
+        # Two waits of at least 5 ms lie in each latency, none in a service time.
+        assert tally.quantile(Series.LATENCY, 0.01) >= 10 * MS
+        assert tally.quantile(Series.SERVICE_TIME, 0.5) < 5 * MS
+
+
+@pytest.mark.parametrize("where", ["real", "memory"])
+def test_a_stop_finds_users_who_wait_to_ask_again(where: str, tmp_path: Path) -> None:
+    kind = make_kind(
+        name="unavailable", timeout_us=60 * SECOND, retries=Retries(9, 30 * SECOND, 30 * SECOND),
+        requests=[Request("GET", "/unavailable")],
+    )  # fmt: skip
+    plan = make_plan([kind], rps=50, for_us=4 * SECOND, lanes=5)
+
+    async def real() -> Tally:
+        async with (
+            raw_server(behave) as address,
+            load_process(tmp_path, plan, [kind], address) as (load, listening),
+        ):
+            await asyncio.wait_for(load.ready.wait(), 20)
+            load.start()
+            await asyncio.sleep(0.6)
+            load.order(stop=True)
+            assert await asyncio.wait_for(load.process.wait(), 3) == 0
+            await listening
+            return load.tally
+
+    tally = asyncio.run(real() if where == "real" else run_memory(plan, [kind], stop_at_s=0.6))
+    assert tally.outcomes() == {"in_flight": 5, "unsent": 195}
+    assert tally.n(Series.ATTEMPT) == 5
+    tally.assert_conserved(200)
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
@@ -393,6 +476,7 @@ def test_an_interrupt_is_the_parents_business(tmp_path: Path) -> None:
 def test_memory_load_twice_is_the_same_to_the_byte() -> None:
     """On a loop whose time is a counter the whole record must repeat."""
     kinds = [kind_of(name) for name in ("ok", "hang", "stream", "unavailable")]
+    kinds[-1] = replace(kinds[-1], retries=Retries(3, 20 * MS, 90 * MS))
     plan = make_plan(kinds, rps=80, for_us=3 * SECOND, lanes=5, arrivals="poisson",
                      gives_up_us=400 * MS)  # fmt: skip
 
