@@ -1,17 +1,27 @@
 """An OpenAI-compatible inference replica over a simulated GPU (see gpu.py).
 
-Routes: POST /v1/chat/completions (whole or streamed), GET /health, GET /metrics with vLLM's names,
-GET and POST /admin/gpu (the control channel of faults; header x-gpu-token). Its text is
-deterministic: a token is a word of a fixed list that starts at a place given by the prompt, and a
-prompt has as many tokens as words. The head of an answer is sent with its first token, so that a
-gateway may still retry until then.
+Routes: POST /v1/chat/completions and /v1/completions (whole or streamed), POST /v1/embeddings;
+GET /health (200 = may be asked), GET /live (200 = the process is well, awake or asleep),
+GET /metrics with vLLM's names, GET and POST /admin/gpu (the control channel of faults),
+POST /admin/wake, /admin/sleep (of the autoscaler; both with x-gpu-token). The head of an answer is
+sent with its first token, so that a gateway may still retry until then; with ``x-resume-after: k``
+the answer goes on after its k-th content token (only prefill is computed again). ``x-priority``
+and ``x-tenant`` are the scheduler's, ``x-request-id`` names the answer.
+
+Environment: MODEL, KV_TOKENS, LOAD_TIME and AWAKE (see lifecycle.py).
+
+Weaknesses (SURVIVE_WEAKNESSES): ``unbounded_queue``: no cap on the waiting queue;
+``unfair_scheduler``: first come, first served (see scheduler.py); ``memory_leak``: what a client
+that left had in KV space stays taken (see kv.py); ``lying_health``: the health route looks at the
+process, not at its GPU, so a lost one says 200, and so does one that is slowed by UNFIT or more: no
+call fails there, all are late, and only an honest health route could take it out of rotation.
 """
 
 from __future__ import annotations
 
 import hmac
-import zlib
-from dataclasses import asdict, dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, replace
 
 from survive.clock import sleep_us
 from survive.contracts import AsgiApp, Json, ServiceContext
@@ -19,93 +29,75 @@ from survive.contracts import AsgiApp, Json, ServiceContext
 from .asgi import (
     Exchange,
     RefusalError,
-    encode,
     json_object,
     routed,
     until_client_leaves,
 )
+from .calls import Caller, ChatCall, parse_chat, parse_completion, parse_inputs
+from .embeddings import embed
 from .gpu import Generation, Gpu, GpuLostError, OutOfMemoryError, Profile, QueueFullError
-from .metrics import Histogram, Labels, family, histogram, page
+from .lifecycle import Lifecycle, Stage
+from .replica_metrics import Counters, exposition
 from .stand_in import StandIn
+from .voice import Voice
 
-MAX_TOKENS = 4096  # of one answer
-DEFAULT_TOKENS = 16  # OpenAI's default of the completions route
-KV_BLOCK = 16  # tokens, vLLM's default; only its metrics speak of blocks
 EXIT_AFTER_US = {"red": 300_000, "exit": 20_000}  # until it is gone
 EXIT_CODE = {"red": 1, "exit": 0}
-TEXT = (
-    "every replica answers while the network bends and a queue remembers what the load forgot so "
-    "measure first then trust the number that a fault could not move"
-)
-WORDS = tuple(TEXT.split())
-
-# Buckets of vLLM (vllm/v1/metrics/loggers.py).
-TTFT_BUCKETS = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
-)  # fmt: skip
-ITL_BUCKETS = (
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-    20.0, 40.0, 80.0,
-)  # fmt: skip
+UNFIT = 4.0  # a GPU slowed by this factor is better left to cool
 
 _SSE = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
-_DONE = b"data: [DONE]\n\n"
 
 
 def make_app(context: ServiceContext) -> AsgiApp:
     """See ServiceContext. Starts the step loop of the simulated GPU."""
-    return make_replica(context, Profile())
+    profile = Profile()
+    if tokens := context.env.get("KV_TOKENS", ""):
+        profile = replace(profile, kv_tokens=int(tokens))
+    return make_replica(context, profile)
 
 
 def make_replica(context: ServiceContext, profile: Profile) -> AsgiApp:
     """make_app with other constants."""
-    unbounded = "unbounded_queue" in context.env.get("SURVIVE_WEAKNESSES", "").split(",")
-    gpu = Gpu(context.clock, profile, context.random, bounded=not unbounded)
+    weak = context.env.get("SURVIVE_WEAKNESSES", "").split(",")
+    gpu = Gpu(
+        context.clock,
+        profile,
+        context.random,
+        bounded="unbounded_queue" not in weak,
+        fair="unfair_scheduler" not in weak,
+        leaks="memory_leak" in weak,
+    )
     context.spawn(gpu.run())
-    replica = Replica(context, gpu)
+    replica = Replica(context, gpu, Lifecycle(context, gpu), honest="lying_health" not in weak)
     stand_in = StandIn(context, "metrics_down")
     return routed(
         {
             "/v1/chat/completions": {"POST": replica.chat},
+            "/v1/completions": {"POST": replica.completion},
+            "/v1/embeddings": {"POST": replica.embeddings},
             "/health": {"GET": replica.health},
+            "/live": {"GET": replica.live},
             "/metrics": {"GET": stand_in.unless("metrics_down", replica.metrics)},
             **stand_in.routes(),
             "/admin/gpu": {"GET": replica.show_gpu, "POST": replica.set_gpu},
+            "/admin/wake": {"POST": replica.wake},
+            "/admin/sleep": {"POST": replica.sleep},
         },
         context.env.get("SURVIVE_REPLICA", ""),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ChatCall:
-    """A valid request body."""
-
-    model: str
-    prompt: str
-    prompt_tokens: int
-    max_tokens: int
-    streamed: bool
-
-
-@dataclass(slots=True)
-class Counters:
-    """What /metrics shows beyond the state of the GPU."""
-
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    succeeded: int = 0
-    ttft: Histogram = field(default_factory=lambda: Histogram(TTFT_BUCKETS))
-    itl: Histogram = field(default_factory=lambda: Histogram(ITL_BUCKETS))
-
-
 class Replica:
     """The handlers of one replica."""
 
-    def __init__(self, context: ServiceContext, gpu: Gpu) -> None:
+    def __init__(
+        self, context: ServiceContext, gpu: Gpu, lifecycle: Lifecycle, *, honest: bool
+    ) -> None:
         self._clock = context.clock
         self._context = context
         self._gpu = gpu
+        self._lifecycle = lifecycle
+        self._honest = honest
         self._token = context.env.get("SURVIVE_GPU_TOKEN", "").encode()
         self._model = context.env.get("MODEL", "demo")
         self._id = context.env.get("SURVIVE_REPLICA", "")
@@ -116,14 +108,42 @@ class Replica:
 
     async def chat(self, exchange: Exchange) -> None:
         """Answer a chat, whole or streamed."""
-        call = parse_chat(json_object(await exchange.body()), self._model)
-        if call.prompt_tokens + call.max_tokens > self._gpu.profile.kv_tokens:
+        await self._generate(exchange, parse_chat)
+
+    async def completion(self, exchange: Exchange) -> None:
+        """Go on from a prompt, whole or streamed."""
+        await self._generate(exchange, parse_completion)
+
+    async def _generate(
+        self, exchange: Exchange, parse: Callable[[dict[str, Json], str], ChatCall]
+    ) -> None:
+        call = parse(json_object(await exchange.body()), self._model)
+        caller = Caller.of(exchange)
+        self._lifecycle.refuse_unless_ready()
+        after = min(caller.after, call.max_tokens)
+        # At the least one step is taken, also for a client that has all but the end.
+        generation = Generation(
+            call.prompt_tokens + after,
+            max(1, call.max_tokens - after),
+            self._clock.now_us(),
+            tenant=caller.tenant,
+            urgent=caller.urgent,
+            prefix=call.prefix,
+        )
+        await self._compute(
+            exchange, generation, lambda: self._answer(exchange, call, caller, generation)
+        )
+
+    async def _compute(
+        self, exchange: Exchange, generation: Generation, answer: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Answer while the GPU computes; what goes wrong there is a refusal."""
+        if generation.cost > self._gpu.capacity:
             raise RefusalError(400, "prompt and max_tokens exceed the context length")
-        generation = Generation(call.prompt_tokens, call.max_tokens, self._clock.now_us())
         try:
             self._gpu.submit(generation)
             async with until_client_leaves(exchange.receive):
-                await self._answer(exchange, call, generation)
+                await answer()
         except OutOfMemoryError:
             raise RefusalError(500, "the simulated gpu is out of memory") from None
         except QueueFullError:
@@ -135,99 +155,92 @@ class Replica:
         finally:
             self._gpu.leave(generation)
 
-    async def _answer(self, exchange: Exchange, call: ChatCall, generation: Generation) -> None:
+    async def _answer(
+        self, exchange: Exchange, call: ChatCall, caller: Caller, generation: Generation
+    ) -> None:
         self._answers += 1
-        answer_id = f"chatcmpl-{self._id}-{self._answers}"
+        answer_id = f"chatcmpl-{caller.request_id or f'{self._id}-{self._answers}'}"
         voice = Voice(answer_id, call, generation.arrived_us // 1_000_000)
-        seen, at_us = 0, generation.arrived_us
-        while seen < call.max_tokens:
+        first = min(caller.after, call.max_tokens)
+        seen = 0
+        at_us = generation.arrived_us
+        while seen < generation.max_tokens:
             now_seen = await generation.beyond(seen)
-            at_us = self._count_tokens(call, seen, now_seen, at_us)
+            at_us = self._count_tokens(generation, seen, now_seen, at_us)
             if call.streamed:
-                await self._send(exchange, voice, seen, now_seen, now_seen == call.max_tokens)
+                head = b"" if caller.resumed else voice.role()
+                events = b"".join(
+                    voice.content(index)
+                    for index in range(first + seen, min(first + now_seen, call.max_tokens))
+                )
+                done = now_seen == generation.max_tokens
+                await _send(exchange, head, events, voice.finish() if done else b"")
             seen = now_seen
         if not call.streamed:
             await exchange.json(200, voice.whole())
-        self._counters.succeeded += 1
+        self._counters.done(generation, self._clock.now_us())
 
-    async def _send(
-        self, exchange: Exchange, voice: Voice, seen: int, now_seen: int, last: bool
-    ) -> None:
-        events = b"".join(voice.content(index) for index in range(seen, now_seen))
-        if seen == 0:
-            await exchange.start(200, _SSE)
-            events = voice.role() + events
-        if last:
-            await exchange.end(events + voice.finish())
-        else:
-            await exchange.chunk(events)
-
-    def _count_tokens(self, call: ChatCall, seen: int, now_seen: int, before_us: int) -> int:
+    def _count_tokens(
+        self, generation: Generation, seen: int, now_seen: int, before_us: int
+    ) -> int:
         now_us, counters = self._clock.now_us(), self._counters
         counters.generation_tokens += now_seen - seen
         if seen == 0:
-            counters.prompt_tokens += call.prompt_tokens
+            counters.prompt_tokens += generation.prompt_tokens
         times = counters.itl if seen else counters.ttft
         times.add((now_us - before_us) / 1e6)
         return now_us
 
+    # -------------------------------------------------------------------------- embeddings
+
+    async def embeddings(self, exchange: Exchange) -> None:
+        """A vector for each text; one prefill for all of them."""
+        texts = parse_inputs(json_object(await exchange.body()))
+        caller = Caller.of(exchange)
+        self._lifecycle.refuse_unless_ready()
+        tokens = sum(max(1, len(text.split())) for text in texts)
+        generation = Generation(
+            tokens, 1, self._clock.now_us(), tenant=caller.tenant, urgent=caller.urgent
+        )
+        await self._compute(exchange, generation, lambda: self._embed(exchange, texts, generation))
+
+    async def _embed(self, exchange: Exchange, texts: list[str], generation: Generation) -> None:
+        await generation.beyond(0)
+        self._counters.prompt_tokens += generation.prompt_tokens
+        data: list[Json] = [
+            {"object": "embedding", "index": index, "embedding": [*embed(text)]}
+            for index, text in enumerate(texts)
+        ]
+        tokens = generation.prompt_tokens
+        usage: Json = {"prompt_tokens": tokens, "total_tokens": tokens}
+        await exchange.json(
+            200, {"object": "list", "model": self._model, "data": data, "usage": usage}
+        )
+        self._counters.done(generation, self._clock.now_us())
+
     # ------------------------------------------------------------------------------ health
 
     async def health(self, exchange: Exchange) -> None:
-        """200 while the (simulated) GPU is there, or is made to lie about it."""
-        if not self._gpu.state.looks_healthy:
+        """200 while it may be asked: loaded, awake, and its (simulated) GPU fit for work."""
+        self._lifecycle.refuse_unless_ready()
+        if self._honest and not self._gpu.state.looks_healthy:
             raise RefusalError(503, "the simulated gpu is lost")
+        if self._honest and self._gpu.state.slow_down >= UNFIT:
+            raise RefusalError(503, "the simulated gpu is throttled")
         await exchange.json(200, {"status": "ok"})
+
+    async def live(self, exchange: Exchange) -> None:
+        """200 unless the model loads or the (simulated) GPU is lost: sleeping is no illness."""
+        if self._lifecycle.stage is Stage.LOADING:
+            self._lifecycle.refuse_unless_ready()
+        if self._honest and not self._gpu.state.looks_healthy:
+            raise RefusalError(503, "the simulated gpu is lost")
+        await exchange.json(200, {"status": self._lifecycle.stage.value})
 
     async def metrics(self, exchange: Exchange) -> None:
         """Prometheus text with vLLM's names; every sample says ``device="simulated"``."""
-        gpu, counters = self._gpu, self._counters
-        labels: Labels = (("model_name", self._model), ("engine", "0"), ("device", "simulated"))
-        finished = (*labels, ("finished_reason", "length"))
-
-        def one(kind: str, name: str, about: str, value: float) -> list[str]:
-            return family(name, kind, about, {labels: value})
-
-        await exchange.text(
-            200,
-            page(
-                one("gauge", "vllm:num_requests_running", "In the batch.", len(gpu.running)),
-                one("gauge", "vllm:num_requests_waiting", "In the queue.", len(gpu.waiting)),
-                one("gauge", "vllm:kv_cache_usage_perc", "KV in use, 0..1.", gpu.kv_used()),
-                family(
-                    "vllm:cache_config_info",
-                    "gauge",
-                    "What it was started with.",
-                    {
-                        (
-                            *labels,
-                            ("block_size", str(KV_BLOCK)),
-                            ("num_gpu_blocks", str(gpu.profile.kv_tokens // KV_BLOCK)),
-                        ): 1
-                    },
-                ),
-                one("counter", "vllm:prompt_tokens_total", "Words.", counters.prompt_tokens),
-                one(
-                    "counter",
-                    "vllm:generation_tokens_total",
-                    "Tokens made.",
-                    counters.generation_tokens,
-                ),
-                family(
-                    "vllm:request_success_total",
-                    "counter",
-                    "Whole answers.",
-                    {finished: counters.succeeded},
-                ),
-                histogram(
-                    "vllm:time_to_first_token_seconds", "From arrival.", labels, counters.ttft
-                ),
-                histogram("vllm:inter_token_latency_seconds", "Gaps.", labels, counters.itl),
-                one("counter", "simulated_gpu_steps_total", "Steps of the batch.", gpu.steps),
-                one("gauge", "simulated_gpu_lost", "1 = lost by a fault.", gpu.state.gone),
-                one("gauge", "simulated_gpu_slow_down", "1 = none.", gpu.state.slow_down),
-            ),
-        )
+        asleep = self._lifecycle.stage is Stage.ASLEEP
+        await exchange.text(200, exposition(self._gpu, self._counters, self._model, asleep=asleep))
 
     # ------------------------------------------------------------------------------- admin
 
@@ -245,6 +258,20 @@ class Replica:
         await exchange.json(200, self._gpu_state())
         if dies in EXIT_CODE:
             self._context.spawn(self._die(dies))
+
+    async def wake(self, exchange: Exchange) -> None:
+        """Load the model, if it sleeps."""
+        self._authorise(exchange)
+        await exchange.body()
+        self._lifecycle.wake()
+        await exchange.json(200, {"stage": self._lifecycle.stage.value})
+
+    async def sleep(self, exchange: Exchange) -> None:
+        """End what was begun, then sleep."""
+        self._authorise(exchange)
+        await exchange.body()
+        self._lifecycle.sleep()
+        await exchange.json(200, {"stage": self._lifecycle.stage.value})
 
     async def _die(self, how: str) -> None:
         """The process ends as servers were seen to end on a lost GPU; see docs/faults/gpu.md."""
@@ -266,94 +293,12 @@ class Replica:
         }
 
 
-def parse_chat(body: dict[str, Json], default_model: str) -> ChatCall:
-    """The fields that this replica understands; others are ignored. Raises RefusalError 400."""
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise RefusalError(400, "messages must be a list with at least one message")
-    prompt = "\n".join(_content(message) for message in messages)
-    model = body.get("model", default_model)
-    if not isinstance(model, str):
-        raise RefusalError(400, "model must be a string")
-    streamed = body.get("stream", False)
-    if not isinstance(streamed, bool):
-        raise RefusalError(400, "stream must be true or false")
-    return ChatCall(model, prompt, max(1, len(prompt.split())), _max_tokens(body), streamed)
-
-
-def _max_tokens(body: dict[str, Json]) -> int:
-    value = body.get("max_completion_tokens", body.get("max_tokens", DEFAULT_TOKENS))
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_TOKENS:
-        raise RefusalError(400, f"max_tokens must be a whole number from 1 to {MAX_TOKENS}")
-    return value
-
-
-def _content(message: Json) -> str:
-    content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, str):
-        raise RefusalError(400, "each message needs content, a string")
-    return content
-
-
-class Voice:
-    """What one answer says, and how: the events of a stream, or one JSON document."""
-
-    __slots__ = ("_call", "_created", "_id", "_offset", "_prefix")
-
-    def __init__(self, answer_id: str, call: ChatCall, created_s: int) -> None:
-        """``created_s`` counts from the replica's own start: a service knows no wall clock."""
-        self._id = answer_id
-        self._call = call
-        self._created = created_s
-        self._offset = zlib.crc32(call.prompt.encode("utf-8", "surrogatepass"))
-        head = encode(self._head("chat.completion.chunk"))
-        self._prefix = b"data: " + head[:-1] + b',"choices":'
-
-    def _head(self, kind: str) -> dict[str, Json]:
-        return {
-            "id": self._id,
-            "object": kind,
-            "created": self._created,
-            "model": self._call.model,
-        }
-
-    def _word(self, index: int) -> str:
-        word = WORDS[(self._offset + index) % len(WORDS)]
-        return f" {word}" if index else word
-
-    def role(self) -> bytes:
-        """The first event, without content."""
-        delta = b'{"role":"assistant","content":""}'
-        return b'%b[{"index":0,"delta":%b,"finish_reason":null}]}\n\n' % (self._prefix, delta)
-
-    def content(self, index: int) -> bytes:
-        """The event of one token."""
-        word = self._word(index).encode()
-        return b'%b[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n' % (
-            self._prefix,
-            word,
-        )
-
-    def finish(self) -> bytes:
-        """The finish reason, the usage, the end."""
-        usage = encode(self._usage())
-        reason = b'%b[{"index":0,"delta":{},"finish_reason":"length"}]}\n\n' % self._prefix
-        return reason + b'%b[],"usage":%b}\n\n' % (self._prefix, usage) + _DONE
-
-    def whole(self) -> Json:
-        """The document of an answer that is not streamed."""
-        text = "".join(self._word(index) for index in range(self._call.max_tokens))
-        message: Json = {"role": "assistant", "content": text}
-        return {
-            **self._head("chat.completion"),
-            "choices": [{"index": 0, "message": message, "finish_reason": "length"}],
-            "usage": self._usage(),
-        }
-
-    def _usage(self) -> Json:
-        prompt, made = self._call.prompt_tokens, self._call.max_tokens
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": made,
-            "total_tokens": prompt + made,
-        }
+async def _send(exchange: Exchange, head: bytes, events: bytes, end: bytes) -> None:
+    """The next events of a stream; the head of the answer goes with the first."""
+    if not exchange.started:
+        await exchange.start(200, _SSE)
+        events = head + events
+    if end:
+        await exchange.end(events + end)
+    else:
+        await exchange.chunk(events)

@@ -148,18 +148,19 @@ def test_the_weakness_takes_the_cap_away() -> None:
 
 
 def test_kv_space_bounds_the_batch_and_too_long_a_context_is_refused() -> None:
-    async def main(world: World) -> tuple[float, float, int, int]:
-        world.boot(NAME, with_profile(kv_tokens=50))
+    async def main(world: World) -> tuple[float, float, float, int, int]:
+        world.boot(NAME, with_profile(kv_tokens=50))  # three blocks; each answer grows to two
         asks = [asyncio.create_task(world.ask(NAME, chat(tokens=20))) for _ in range(3)]
         await world.sleep(0.1)
-        running = await world.metric(NAME, RUNNING)
         used = await world.metric(NAME, "vllm:kv_cache_usage_perc")
-        done = [a.status for a in await asyncio.gather(*asks)].count(200)
-        return running, used, done, (await world.ask(NAME, chat(tokens=48))).status
+        await world.sleep(0.3)
+        running = await world.metric(NAME, RUNNING)
+        done = [a.status for a in await asyncio.gather(*asks) if a.complete].count(200)
+        preempted = await world.metric(NAME, "vllm:num_preemptions_total")
+        return used, running, preempted, done, (await world.ask(NAME, chat(tokens=48))).status
 
-    running, used, done, refused = play(main)
-    assert (running, done, refused) == (2, 3, 400)
-    assert 0 < used <= 1
+    used, running, preempted, done, refused = play(main)
+    assert (used, running, preempted, done, refused) == (1, 1, 2, 3, 400)
 
 
 @pytest.mark.parametrize("stage", ["running", "waiting"])
