@@ -40,7 +40,18 @@ class ClientLeftError(Exception):
 class Exchange:
     """One request and its answer."""
 
-    __slots__ = ("_replica", "_send", "path", "query", "receive", "scope", "started")
+    __slots__ = (
+        "_replica",
+        "_send",
+        "_status",
+        "before_end",
+        "path",
+        "query",
+        "receive",
+        "recorded",
+        "scope",
+        "started",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, replica: bytes) -> None:
         self.scope = scope
@@ -48,6 +59,9 @@ class Exchange:
         self.path: str = scope["path"]
         self.query: bytes = scope.get("query_string", b"")
         self.started = False
+        self.recorded = False  # in an audit log, if the service keeps one
+        self.before_end: Callable[[int], None] | None = None  # is given the status
+        self._status = 0
         self._send = send
         self._replica = replica
 
@@ -77,6 +91,7 @@ class Exchange:
     async def start(self, status: int, headers: RawHeaders) -> None:
         """Send the head; the replica's id goes with it unless ``headers`` name one."""
         self.started = True
+        self._status = status
         if self._replica and not any(name == _REPLICA for name, _ in headers):
             headers = [*headers, (_REPLICA, self._replica)]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
@@ -87,6 +102,8 @@ class Exchange:
 
     async def end(self, data: bytes = b"") -> None:
         """Send the last piece. A handler that returns without it breaks the body on purpose."""
+        if self.before_end is not None:
+            self.before_end(self._status)
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def respond(self, status: int, body: bytes, headers: RawHeaders) -> None:

@@ -1,55 +1,66 @@
-"""The gateway of the reference stack: one door, three inference replicas, one retrieval service.
+"""The gateway of the reference stack: one door in front of inference, retrieval and live data.
 
-Routes: POST /v1/chat/completions, GET /v1/search, POST /v1/documents (bearer key), GET /healthz,
-GET /metrics. It routes to the least loaded healthy replica, ejects failing ones, bounds every wait,
-and asks one other replica if the first fails before the client got a byte. A stream that breaks
-under it ends without its end, so that no client takes a torso for an answer.
+Routes: POST /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/documents,
+/v1/documents/bulk, /v1/token, GET /v1/search (bearer key), GET /healthz, GET /metrics. It routes to
+the least loaded healthy replica, ejects failing ones, bounds every wait, and asks one other replica
+if the first fails before the client got a byte. A stream that breaks under it ends without its end,
+so that no client takes a torso for an answer.
+
+What a production gateway does beyond that is asked for by the environment, see ``_care`` and
+``_manners``: TENANTS (keys.py; then callers and deadlines are named to services), IDENTITY
+(door.py), QUOTAS (quotas.py), ROUTING ``least-loaded | round-robin | session`` (header x-session),
+BREAKERS, SLOW_START, RETRY_BUDGET and RESUME ``on``, AUDIT a file name (audit.py), SYSTEM_SECRET
+(guard.py), PIPELINE (who takes documents in retrieval's place).
 
 Weaknesses (SURVIVE_WEAKNESSES): ``no_health_checks``: no ejection, and the retry goes by the same
 routing, so a replica that fails fast looks idle and draws all calls; ``no_timeout``: no upstream
-deadlines; ``unbounded_queue``: no cap on calls in flight.
+deadlines; ``unbounded_queue``: no cap on calls in flight; those of forward.py, upstreams.py,
+door.py, audit.py and guard.py.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import quote
 
 from survive.clock import Clock
-from survive.contracts import AsgiApp, Call, ServiceContext
-from survive.transport import REPLICA_HEADER, Broken, CallFailedError, Headers, Request, Response
+from survive.contracts import AsgiApp, Json, ServiceContext
+from survive.transport import Headers, Request
 
-from .asgi import (
-    ClientLeftError,
-    Exchange,
-    RawHeaders,
-    RefusalError,
-    json_object,
-    routed,
-    until_client_leaves,
-)
+from .asgi import ClientLeftError, Exchange, RefusalError, json_object, routed
+from .audit import AuditLog
+from .door import Door
+from .forward import Errand, Forwarder, Limits, Manners
+from .guard import Guard
 from .metrics import Labels, family, page
+from .quotas import BATCH_SHARE, Quotas
+from .retries import RetryBudget
 from .stand_in import StandIn
-from .upstreams import Upstream, Upstreams
+from .keys import BATCH, TOKEN_LIFE_S, Tenant
+from .upstreams import Care, Upstreams
 
 NO_DEADLINE_S = 86_400.0
+SLOW_START_US = 3_000_000
 _QUERY_SAFE = "%&=+/?:@!$'()*,;[]|-._~"
+_JSON_HEADERS: Headers = (("content-type", "application/json"),)
+MAX_REQUEST_ID = 128  # characters that are kept of a caller's own
+_CHAT = "/v1/chat/completions"
 
-_Handler: TypeAlias = Callable[[Exchange], Awaitable[int]]
+
+@dataclass(slots=True)
+class Incoming:
+    """One admitted request. ``headers``: what services are told of it."""
+
+    exchange: Exchange
+    tenant: Tenant
+    request_id: str
+    headers: Headers
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds on waiting, in seconds, and on calls in flight."""
-
-    first_byte_s: float = 2.0  # of a stream, and of a search's answer
-    between_s: float = 2.0  # from chunk to chunk
-    total_s: float = 8.0  # of a whole exchange, retry included
-    in_flight: int | None = 512
+_Handler: TypeAlias = Callable[[Incoming], Awaitable[int]]
 
 
 def make_app(context: ServiceContext) -> AsgiApp:
@@ -59,27 +70,22 @@ def make_app(context: ServiceContext) -> AsgiApp:
 
 def make_gateway(context: ServiceContext, limits: Limits) -> AsgiApp:
     """make_app with other limits."""
-    weak = context.env.get("SURVIVE_WEAKNESSES", "").split(",")
+    weak = _weaknesses(context)
     if "no_timeout" in weak:
         limits = Limits(NO_DEADLINE_S, NO_DEADLINE_S, NO_DEADLINE_S, limits.in_flight)
     if "unbounded_queue" in weak:
         limits = replace(limits, in_flight=None)
-    checked = "no_health_checks" not in weak
-    services = {
-        service: Upstreams(service, _addresses(context.env, variable), checked=checked)
-        for service, variable in (("inference", "UPSTREAMS"), ("retrieval", "RETRIEVAL"))
-    }
-    if checked:
-        for upstreams in services.values():
-            for upstream in upstreams.all:
-                context.spawn(upstreams.check(upstream, context.clock, context.call))
-    gateway = Gateway(context, limits, services)
+    gateway = Gateway(context, limits, _services(context, weak))
     stand_in = StandIn(context, "metrics_down")
     return routed(
         {
-            "/v1/chat/completions": {"POST": gateway.chat},
-            "/v1/search": {"GET": gateway.search},
-            "/v1/documents": {"POST": gateway.add_document},
+            _CHAT: {"POST": gateway.entered(gateway.chat)},
+            "/v1/completions": {"POST": gateway.entered(gateway.chat)},
+            "/v1/embeddings": {"POST": gateway.entered(gateway.embed)},
+            "/v1/search": {"GET": gateway.entered(gateway.search)},
+            "/v1/documents": {"POST": gateway.entered(gateway.add_document)},
+            "/v1/documents/bulk": {"POST": gateway.entered(gateway.add_document)},
+            "/v1/token": {"POST": gateway.entered(gateway.token)},
             "/healthz": {"GET": gateway.health},
             "/metrics": {"GET": stand_in.unless("metrics_down", gateway.metrics)},
             **stand_in.routes(),
@@ -87,50 +93,68 @@ def make_gateway(context: ServiceContext, limits: Limits) -> AsgiApp:
     )
 
 
+def _weaknesses(context: ServiceContext) -> frozenset[str]:
+    return frozenset(context.env.get("SURVIVE_WEAKNESSES", "").split(","))
+
+
+def _services(context: ServiceContext, weak: frozenset[str]) -> dict[str, Upstreams]:
+    """Who is behind the gateway; their checks begin."""
+    services: dict[str, Upstreams] = {}
+    for service, variable in (
+        ("inference", "UPSTREAMS"),
+        ("retrieval", "RETRIEVAL"),
+        ("pipeline", "PIPELINE"),
+    ):
+        addresses = _addresses(context.env, variable)
+        if service == "pipeline" and not addresses:
+            continue
+        care = _care(context.env, weak, service)
+        upstreams = Upstreams(service, addresses, care, context.clock, context.random)
+        services[service] = upstreams
+        for upstream in upstreams.all:
+            if care.checked:
+                context.spawn(upstreams.check(upstream, context.call))
+            if care.by_metrics:
+                context.spawn(upstreams.scrape(upstream, context.call))
+    return services
+
+
+def _care(env: Mapping[str, str], weak: frozenset[str], service: str) -> Care:
+    """How replicas of one service are chosen and watched."""
+    return Care(
+        checked="no_health_checks" not in weak,
+        trials=env.get("BREAKERS") == "on",
+        slow_start_us=SLOW_START_US
+        if env.get("SLOW_START") == "on" and "thundering_herd" not in weak
+        else 0,
+        sessions=env.get("ROUTING") == "session" or "sticky_dead_replica" in weak,
+        sticky="sticky_dead_replica" in weak,
+        round_robin=env.get("ROUTING") == "round-robin",
+        by_metrics="metrics_dependency" in weak and service == "inference",
+    )
+
+
+def _manners(context: ServiceContext, weak: frozenset[str]) -> Manners:
+    """How the gateway asks."""
+    budgeted = context.env.get("RETRY_BUDGET") == "on" and "retry_storm" not in weak
+    return Manners(
+        budget=RetryBudget(context.clock) if budgeted else None,
+        resumes=context.env.get("RESUME") == "on",
+        storms="retry_storm" in weak,
+        herds="thundering_herd" in weak,
+        forges="silent_truncation" in weak,
+    )
+
+
+def _audit_log(context: ServiceContext, *, lossy: bool) -> AuditLog | None:
+    name = context.env.get("AUDIT", "")
+    if not name:
+        return None
+    return AuditLog(context, Path(context.env["SURVIVE_DATA"]) / name, lossy=lossy)
+
+
 def _addresses(env: Mapping[str, str], variable: str) -> list[str]:
     return [address.strip() for address in env.get(variable, "").split(",") if address.strip()]
-
-
-class _Forwarded:
-    """An answer that may be passed on, its first bytes, and the place it takes until closed."""
-
-    __slots__ = ("_response", "chunks", "first", "headers", "status", "upstream")
-
-    def __init__(
-        self, upstream: Upstream, response: Response, chunks: AsyncIterator[bytes], first: bytes
-    ) -> None:
-        self.upstream = upstream
-        self.status = response.status
-        self.headers = response.headers
-        self.chunks = chunks
-        self.first = first  # b"" = the body is empty
-        self._response = response
-
-    async def close(self) -> None:
-        """Leave the upstream; it sees a disconnect if its body was not read to the end."""
-        self.upstream.in_flight -= 1
-        await self._response.close()
-
-
-@dataclass(slots=True)
-class _Failure:
-    """No upstream gave an answer that may be passed on: what the client is told instead."""
-
-    status: int
-    message: str
-    upstream: Upstream | None
-    retry_after: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Errand:
-    """One call to be forwarded, and by when."""
-
-    upstreams: Upstreams
-    request: Request
-    first_byte_s: float
-    until_us: int
-    retries: int
 
 
 class Gateway:
@@ -139,49 +163,75 @@ class Gateway:
     def __init__(
         self, context: ServiceContext, limits: Limits, services: Mapping[str, Upstreams]
     ) -> None:
+        weak = _weaknesses(context)
         self._clock: Clock = context.clock
-        self._call: Call = context.call
+        self._chance = context.random
         self._limits = limits
         self._services = services
-        key = context.env.get("SURVIVE_KEY", "")
-        self._authorization = f"Bearer {key}".encode() if key else b""
+        self._manners = _manners(context, weak)
+        self._forwarder = Forwarder(context, limits, self._manners)
+        self._door = Door(context, fails_open="fail_open_auth" in weak)
+        self._quotas = Quotas(context.clock, context.env)
+        self._names_callers = bool(context.env.get("TENANTS"))
+        secret = context.env.get("SYSTEM_SECRET", "")
+        self._guard = Guard(secret, leaky="prompt_secret_leak" in weak) if secret else None
+        self._audit = _audit_log(context, lossy="lossy_audit" in weak)
         self._in_flight = 0
+        self._shed = 0
         self._answers: dict[Labels, float] = {}
 
     # ----------------------------------------------------------------------------- routes
 
-    async def chat(self, exchange: Exchange) -> None:
+    async def chat(self, call: Incoming) -> int:
         """Forward a chat to an inference replica."""
-        await self._counted(exchange, self._chat)
-
-    async def _chat(self, exchange: Exchange) -> int:
+        exchange = call.exchange
         body = await exchange.body()
-        streamed = json_object(body).get("stream") is True
+        wanted = json_object(body)
+        streamed = wanted.get("stream") is True
+        guard = self._guard if exchange.path == _CHAT else None
+        if guard is not None:
+            body = guard.prompted(wanted)
         # An answer that is not streamed has its first byte only after its last token.
         first_byte_s = self._limits.first_byte_s if streamed else self._limits.total_s
-        request = Request("POST", exchange.path, _JSON_HEADERS, body)
-        return await self._forward(exchange, "inference", request, first_byte_s, retries=1)
+        request = Request("POST", exchange.path, call.headers, body)
+        return await self._forward(
+            call, "inference", request, first_byte_s, 1, streamed=streamed, guard=guard
+        )
 
-    async def search(self, exchange: Exchange) -> None:
+    async def embed(self, call: Incoming) -> int:
+        """Forward texts to be embedded to an inference replica."""
+        request = Request("POST", call.exchange.path, call.headers, await call.exchange.body())
+        return await self._forward(call, "inference", request, self._limits.first_byte_s, 1)
+
+    async def search(self, call: Incoming) -> int:
         """Forward a search to retrieval."""
-        await self._counted(exchange, self._search)
-
-    async def _search(self, exchange: Exchange) -> int:
+        exchange = call.exchange
         await exchange.body()
         # What a client may write in a query, however wild, is no failure of the upstream.
         query = quote(exchange.query, safe=_QUERY_SAFE)
         path = f"{exchange.path}?{query}" if query else exchange.path
-        limit_s = self._limits.first_byte_s
-        return await self._forward(exchange, "retrieval", Request("GET", path), limit_s, retries=1)
+        told = call.headers[1:]  # all but the type of a body
+        request = Request("GET", path, told)
+        return await self._forward(call, "retrieval", request, self._limits.first_byte_s, 1)
 
-    async def add_document(self, exchange: Exchange) -> None:
-        """Forward a document to retrieval; a write is not repeated."""
-        await self._counted(exchange, self._add_document)
+    async def add_document(self, call: Incoming) -> int:
+        """Forward documents to the pipeline, else to retrieval; a write is not repeated."""
+        exchange = call.exchange
+        service = "pipeline" if "pipeline" in self._services else "retrieval"
+        request = Request("POST", exchange.path, call.headers, await exchange.body())
+        return await self._forward(call, service, request, self._limits.first_byte_s, 0)
 
-    async def _add_document(self, exchange: Exchange) -> int:
-        request = Request("POST", exchange.path, _JSON_HEADERS, await exchange.body())
-        limit_s = self._limits.first_byte_s
-        return await self._forward(exchange, "retrieval", request, limit_s, retries=0)
+    async def token(self, call: Incoming) -> int:
+        """A short-lived bearer in exchange for a key."""
+        await call.exchange.body()
+        token = self._door.token(call.tenant)
+        answer: dict[str, Json] = {
+            "access_token": token,
+            "token_type": "Bearer",
+            "expires_in": TOKEN_LIFE_S,
+        }
+        await call.exchange.json(200, answer, [(b"cache-control", b"no-store")])
+        return 200
 
     async def health(self, exchange: Exchange) -> None:
         """200 once at least one inference replica may be asked."""
@@ -192,14 +242,26 @@ class Gateway:
 
     # -------------------------------------------------------------------------- the way in
 
-    async def _counted(self, exchange: Exchange, handler: _Handler) -> None:
-        """Authorise, bound, run and count; ``handler`` returns the status it sent."""
+    def entered(self, handler: _Handler) -> Callable[[Exchange], Awaitable[None]]:
+        """The handler behind the way in; it returns the status it sent."""
+
+        async def enter(exchange: Exchange) -> None:
+            await self._enter(exchange, handler)
+
+        return enter
+
+    async def _enter(self, exchange: Exchange, handler: _Handler) -> None:
+        """Authorise, bound, run, record and count."""
         status = 499  # as nginx counts clients that left
+        call: Incoming | None = None
+        tenant = ""
         try:
-            self._authorise(exchange)
-            self._admit()
+            caller = await self._door.caller(exchange)
+            tenant = caller.name
+            self._admit(exchange, caller)
             try:
-                status = await handler(exchange)
+                call = self._incoming(exchange, caller)
+                status = await handler(call)
             finally:
                 self._in_flight -= 1
         except RefusalError as refusal:
@@ -208,101 +270,87 @@ class Gateway:
         except ClientLeftError:
             return
         finally:
-            labels: Labels = (("path", exchange.path), ("status", str(status)))
-            self._answers[labels] = self._answers.get(labels, 0) + 1
+            if call is not None:
+                self._record(call, status)
+            self._count(exchange, tenant, status)
 
-    def _authorise(self, exchange: Exchange) -> None:
-        given = exchange.header(b"authorization")
-        if self._authorization and not hmac.compare_digest(given, self._authorization):
-            challenge = [("www-authenticate", "Bearer")]
-            raise RefusalError(401, "the bearer key is missing or wrong", challenge)
-
-    def _admit(self) -> None:
+    def _admit(self, exchange: Exchange, tenant: Tenant) -> None:
+        self._quotas.take(tenant)
         most = self._limits.in_flight
-        if most is not None and self._in_flight >= most:
-            raise RefusalError(503, "the gateway is full", [("retry-after", "1")])
+        if most is not None:
+            batch = tenant.tier == BATCH or exchange.header(b"x-priority") == BATCH.encode()
+            if self._in_flight >= (most * BATCH_SHARE if batch else most):
+                self._shed += 1
+                raise RefusalError(503, "the gateway is full", [("retry-after", "1")])
         self._in_flight += 1
+
+    def _incoming(self, exchange: Exchange, tenant: Tenant) -> Incoming:
+        if not self._names_callers and self._audit is None:
+            return Incoming(exchange, tenant, "", _JSON_HEADERS)
+        given = exchange.header(b"x-request-id").decode("latin-1")[:MAX_REQUEST_ID]
+        request_id = given or f"{self._chance.getrandbits(64):016x}"
+        call = Incoming(exchange, tenant, request_id, _JSON_HEADERS)
+        if self._names_callers:
+            call.headers = (*_JSON_HEADERS, *self._told(call))
+        if self._audit is not None:
+            exchange.before_end = lambda status: self._record(call, status)
+        return call
+
+    def _told(self, call: Incoming) -> Headers:
+        """What services learn of a request beside its body."""
+        exchange, tenant = call.exchange, call.tenant
+        batch = tenant.tier == BATCH or exchange.header(b"x-priority") == BATCH.encode()
+        told = [
+            ("x-tenant", tenant.name),
+            ("x-priority", BATCH if batch else "interactive"),
+            ("x-request-id", call.request_id),
+            ("x-timeout-ms", str(round(self._limits.total_s * 1e3))),
+        ]
+        trace = exchange.header(b"traceparent")
+        if trace:
+            told.append(("traceparent", trace.decode("latin-1")))
+        return tuple(told)
+
+    def _record(self, call: Incoming, status: int) -> None:
+        """One line of audit for each admitted request, whichever way it ends."""
+        exchange = call.exchange
+        if self._audit is None or exchange.recorded:
+            return
+        exchange.recorded = True
+        method = exchange.scope["method"]
+        self._audit.add(call.request_id, call.tenant.name, method, exchange.path, status)
+
+    def _count(self, exchange: Exchange, tenant: str, status: int) -> None:
+        labels: Labels = (("path", exchange.path), ("status", str(status)))
+        if self._names_callers:
+            labels = (*labels, ("tenant", tenant))
+        self._answers[labels] = self._answers.get(labels, 0) + 1
 
     # ------------------------------------------------------------------------- the way out
 
     async def _forward(
-        self, exchange: Exchange, service: str, request: Request, first_byte_s: float, retries: int
+        self,
+        call: Incoming,
+        service: str,
+        request: Request,
+        first_byte_s: float,
+        retries: int,
+        *,
+        streamed: bool = False,
+        guard: Guard | None = None,
     ) -> int:
-        until_us = self._clock.now_us() + round(self._limits.total_s * 1e6)
-        errand = _Errand(self._services[service], request, first_byte_s, until_us, retries)
-        status = 499
-        async with until_client_leaves(exchange.receive):
-            found = await self._ask(errand)
-            if isinstance(found, _Failure):
-                await _tell(exchange, found)
-                status = found.status
-            else:
-                try:
-                    status = await self._pass_on(exchange, errand, found)
-                finally:
-                    await found.close()
-        return status
-
-    async def _ask(self, errand: _Errand) -> _Forwarded | _Failure:
-        """The first good answer, else the last failure."""
-        nobody = f"no healthy {errand.upstreams.service} replica"
-        failure = _Failure(503, nobody, None, retry_after="1")
-        for _ in range(1 + errand.retries):
-            upstream = errand.upstreams.pick(failure.upstream)
-            if upstream is None:
-                break
-            outcome = await self._ask_one(errand, upstream)
-            if isinstance(outcome, _Forwarded):
-                return outcome
-            failure = outcome
-        return failure
-
-    async def _ask_one(self, errand: _Errand, upstream: Upstream) -> _Forwarded | _Failure:
-        """Head and first bytes from one replica; its place is freed on every other way out."""
-        left_s = (errand.until_us - self._clock.now_us()) / 1e6
-        limit_s = min(errand.first_byte_s, left_s)
-        if limit_s <= 0:
-            return _Failure(504, "the deadline of the exchange has passed", upstream)
-        upstream.attempts += 1
-        upstream.in_flight += 1
-        response: Response | None = None
-        try:
-            async with asyncio.timeout(limit_s):
-                response = await self._call(upstream.address, errand.request, timeout_s=limit_s)
-                chunks = response.chunks()
-                first = await anext(chunks, b"")
-        except (CallFailedError, TimeoutError) as error:
-            how = error.how if isinstance(error, CallFailedError) else Broken.TIMEOUT
-            await _release(upstream, response)
-            errand.upstreams.failed(upstream, how)
-            return _failure(upstream, how)
-        except BaseException:
-            await _release(upstream, response)
-            raise
-        if response.status >= 500 or response.status == 429:  # another may have room
-            await _release(upstream, response)
-            return _refused(errand.upstreams, upstream, response)
-        errand.upstreams.answered(upstream)
-        return _Forwarded(upstream, response, chunks, first)
-
-    async def _pass_on(self, exchange: Exchange, errand: _Errand, answer: _Forwarded) -> int:
-        """The answer, piece by piece; without its end if the upstream breaks or stalls."""
-        await exchange.start(answer.status, _passed_headers(answer))
-        data: bytes | None = answer.first
-        try:
-            left_s = (errand.until_us - self._clock.now_us()) / 1e6
-            async with asyncio.timeout(left_s):
-                while data is not None:
-                    if data:
-                        await exchange.chunk(data)
-                    async with asyncio.timeout(self._limits.between_s):
-                        data = await anext(answer.chunks, None)
-        except (CallFailedError, TimeoutError) as error:
-            how = error.how if isinstance(error, CallFailedError) else Broken.TIMEOUT
-            errand.upstreams.failed(answer.upstream, how)
-            return 502 if how != Broken.TIMEOUT else 504  # counted; the client saw a broken body
-        await exchange.end()
-        return answer.status
+        began_us = self._clock.now_us()
+        errand = Errand(
+            self._services[service],
+            request,
+            first_byte_s,
+            began_us + round(self._limits.total_s * 1e6),
+            retries,
+            call.exchange.header(b"x-session"),
+            streamed,
+            guard,
+        )
+        return await self._forwarder.forward(call.exchange, errand)
 
     # ----------------------------------------------------------------------------- metrics
 
@@ -341,45 +389,47 @@ class Gateway:
                     "1 = may be asked.",
                     each([u.healthy for u in everyone]),
                 ),
+                family(
+                    "gateway_breaker_state",
+                    "gauge",
+                    "1 = the state that it is in.",
+                    {(("replica", u.id), ("state", u.breaker)): 1 for u in everyone},
+                ),
+                *self._own_metrics(),
             ),
         )
 
+    def _own_metrics(self) -> list[list[str]]:
+        """What the gateway itself did and holds."""
+        budget, audit, guard = self._manners.budget, self._audit, self._guard
 
-_JSON_HEADERS: Headers = (("content-type", "application/json"),)
-_PASSED = ("content-type", "cache-control", "retry-after")
+        def one(name: str, kind: str, about: str, value: float) -> list[str]:
+            return family(name, kind, about, {(): value})
 
-
-def _passed_headers(answer: _Forwarded) -> RawHeaders:
-    names = [name for name in _PASSED if name in answer.headers]
-    headers = [(name.encode(), answer.headers[name].encode("latin-1")) for name in names]
-    return [*headers, (REPLICA_HEADER.encode(), answer.upstream.id.encode())]
-
-
-async def _release(upstream: Upstream, response: Response | None) -> None:
-    upstream.in_flight -= 1
-    if response is not None:
-        await response.close()
-
-
-def _refused(upstreams: Upstreams, upstream: Upstream, response: Response) -> _Failure:
-    """A 5xx or 429. Overload (503 with Retry-After, 429, 529) is no reason to eject."""
-    retry_after = response.headers.get("retry-after", "")
-    overloaded = response.status in {429, 529} or (response.status == 503 and retry_after)
-    if not overloaded:
-        upstreams.failed(upstream, f"status_{response.status}")
-    message = f"{upstream.id} answered {response.status}"
-    return _Failure(response.status, message, upstream, retry_after)
-
-
-def _failure(upstream: Upstream, how: Broken) -> _Failure:
-    status = 504 if how == Broken.TIMEOUT else 502
-    return _Failure(status, f"{upstream.id} failed: {how}", upstream)
-
-
-async def _tell(exchange: Exchange, failure: _Failure) -> None:
-    """An error of our own; the replica that was tried last is named, for it failed."""
-    headers: RawHeaders = []
-    if failure.upstream is not None:
-        headers.append((REPLICA_HEADER.encode(), failure.upstream.id.encode()))
-    more = [("retry-after", failure.retry_after)] if failure.retry_after else []
-    await exchange.refuse(RefusalError(failure.status, failure.message, more), headers)
+        families = [
+            one("gateway_in_flight", "gauge", "Requests under way.", self._in_flight),
+            one("gateway_shed_total", "counter", "Refused because it was full.", self._shed),
+            one("gateway_identity_up", "gauge", "0 = it does not answer.", not self._door.down),
+            one(
+                "gateway_streams_resumed_total",
+                "counter",
+                "Streams that went on elsewhere.",
+                self._forwarder.resumed,
+            ),
+        ]
+        if budget is not None:
+            name, about = "gateway_retries_total", "Second attempts, by the budget's word."
+            values: dict[Labels, float] = {
+                (("allowed", "yes"),): budget.taken,
+                (("allowed", "no"),): budget.refused,
+            }
+            families.append(family(name, "counter", about, values))
+        if audit is not None:
+            families += [
+                one("gateway_audit_records_total", "counter", "Records made.", audit.written),
+                one("gateway_audit_pending", "gauge", "Records not yet written.", audit.pending),
+            ]
+        if guard is not None:
+            about = "Answers that the guard ended."
+            families.append(one("gateway_redacted_total", "counter", about, guard.redacted))
+        return families
