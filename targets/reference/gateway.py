@@ -35,11 +35,11 @@ from .audit import AuditLog
 from .door import Door
 from .forward import Errand, Forwarder, Limits, Manners
 from .guard import Guard
+from .keys import BATCH, TOKEN_LIFE_S, Tenant
 from .metrics import Labels, family, page
 from .quotas import BATCH_SHARE, Quotas
 from .retries import RetryBudget
 from .stand_in import StandIn
-from .keys import BATCH, TOKEN_LIFE_S, Tenant
 from .upstreams import Care, Upstreams
 
 NO_DEADLINE_S = 86_400.0
