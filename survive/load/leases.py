@@ -89,7 +89,10 @@ class Leases:
         self._stopped = True
 
     def died(self, worker: int, now_us: int) -> TakeOver | None:
-        """Its process is gone. None if it was done, or out before. HarnessError if it was the last."""
+        """Its process is gone. None if it was done, or out before.
+
+        HarnessError if it was the last.
+        """
         found = self._workers[worker]
         if found.done or found.out_from_us is not None:
             return None

@@ -82,7 +82,7 @@ def take_until(cursor: Cursor, now_us: int) -> list[Job]:
 def test_whoever_hears_late_of_a_change_loses_and_never_doubles(
     seed: int, rps: int, workers: int, at_ms: int, late_ms: int, hears: int
 ) -> None:
-    """Worker 0 goes at ``at``; one survivor hears of it early or late. Each arrival has one fate."""
+    """Worker 0 goes; one survivor hears of it early or late. Each arrival has one fate."""
     plan = plan_of(seed, rps)
     at_us = at_ms * MS
     table = without(first_table(workers), 0)
