@@ -157,8 +157,9 @@ class _Master:
             _end(pid)
 
     def _who_is_missing(self) -> str:
-        said = f"; refused: {'; '.join(self._refused)}" if self._refused else ""
-        return f"{len(self._ids)} of {self._count} load workers came within {COME_WITHIN_S:.0f} s{said}"
+        refused = f"; refused: {'; '.join(self._refused)}" if self._refused else ""
+        came = f"{len(self._ids)} of {self._count} load workers came"
+        return f"{came} within {COME_WITHIN_S:.0f} s{refused}"
 
     # ------------------------------------------------------------------------ the parent
 

@@ -148,6 +148,7 @@ def user_class(host: Callable[[], None]) -> type[locust.User]:
 
 
 def die_of(error: BaseException, pipe: Pipe) -> None:
+    """Tell the parent why, and leave."""
     refused = isinstance(error, RefusedHere)
     text = str(error) if refused else "".join(traceback.format_exception(error))
     pipe.send(LoadFailed(text, refused))

@@ -112,7 +112,8 @@ class Tally:
         """DESIGN law 5, every term from its own samples."""
         count = {outcome: self.n(Series.LATENCY, outcome) for outcome in Outcome}
         sent = self.n(Series.SEND_LAG)
-        assert planned == sent + count[Outcome.EXPIRED] + count[Outcome.UNSENT]
+        left = (Outcome.EXPIRED, Outcome.UNSENT, Outcome.LOST)
+        assert planned == sent + sum(count[outcome] for outcome in left)
         assert sent == self.n(Series.LANE_WAIT)
         assert sent == sum(
             count[o]
@@ -163,7 +164,7 @@ class LoadProcess:
 @contextlib.asynccontextmanager
 async def load_process(
     folder: Path, plan: Plan, kinds: list[CompiledKind], address: str,
-    preexec: Callable[[], None] | None = None,
+    preexec: Callable[[], None] | None = None, args: Iterable[str] = (),
 ) -> AsyncIterator[tuple[LoadProcess, asyncio.Task[None]]]:  # fmt: skip
     spec = folder / "spec.json"
     spec.write_text(json.dumps({
@@ -173,7 +174,7 @@ async def load_process(
     report_read, report_write = os.pipe()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "survive.load.process", "--spec", str(spec),
-        "--control", str(control_read), "--report", str(report_write),
+        "--control", str(control_read), "--report", str(report_write), *args,
         pass_fds=(control_read, report_write), preexec_fn=preexec,
     )  # fmt: skip
     os.close(control_read)
