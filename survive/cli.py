@@ -77,6 +77,22 @@ def plugins_option(command: F) -> F:
     type=click.Choice(["fail", "pass"]),
     help="Exit 1 or 0, not 3, where only the evidence falls short.",
 )
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Load processes."
+)
+@click.option(
+    "--expect-workers",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="Wait for N `survive worker`s instead.",
+)
+@click.option(
+    "--bind",
+    default="127.0.0.1:5557",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where expected workers find this run.",
+)
 def run(
     file: Path,
     target: str | None,
@@ -88,9 +104,14 @@ def run(
     privileged: bool,
     require_grade: str | None,
     inconclusive: str | None,
+    workers: int,
+    expect_workers: int | None,
+    bind: str,
 ) -> ExitCode:
     """Run a scenario: load, faults, verdict."""
-    from survive.host.command import run_scenario
+    from survive.host.command import Workers, run_scenario
+
+    plain = Workers(workers)
 
     return run_scenario(
         file,
@@ -103,7 +124,26 @@ def run(
         privileged=privileged,
         require_grade=require_grade,
         inconclusive=inconclusive,
+        workers=Workers(workers, expect_workers, bind) if expect_workers else plain,
     )
+
+
+@cli.command()
+@click.option("--master", required=True, metavar="HOST[:PORT]", help="Where the run is.")
+@click.option(
+    "--patience",
+    type=click.IntRange(1, 3600),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for it.",
+)
+def worker(master: str, patience: int) -> ExitCode:
+    """Send a part of another machine's load (`run --expect-workers`)."""
+    host, colon, port = master.rpartition(":")
+    where = (host, port) if colon else (master, "5557")
+    argv = [sys.executable, "-m", "survive.load.worker", *where, str(patience)]
+    os.execv(sys.executable, argv)  # Locust must be the first import of a process
 
 
 @cli.command()

@@ -49,6 +49,26 @@ _ENV_NAME = re.compile(r"\$\{([^}]*)\}")
 
 
 @dataclass(frozen=True, slots=True)
+class Workers:
+    """Who sends the load: this many forks here, or machines that are expected to come."""
+
+    count: int = 1
+    expected: int = 0  # `survive worker`s; 0 = none
+    bind: str = "127.0.0.1:0"  # where they find the master
+
+    def __post_init__(self) -> None:
+        if self.count > 1 and self.expected:
+            raise UsageError("--workers starts workers here, --expect-workers waits for others")
+
+    @property
+    def options(self) -> list[str]:
+        """For the load process."""
+        if self.expected:
+            return ["--expect", str(self.expected), "--bind", self.bind]
+        return ["--workers", str(self.count)]
+
+
+@dataclass(frozen=True, slots=True)
 class RunContext:
     """What both hosts need to perform a run."""
 
@@ -63,6 +83,7 @@ class RunContext:
     privileged: bool = False  # see survive.chaos.permission
     asked: Mapping[str, str] = field(default_factory=dict)  # see survive.judge.grades.asked_of
     identities: Mapping[str, str] = field(default_factory=dict)  # the keys of others, by name
+    workers: Workers = Workers()
 
 
 def run_scenario(
@@ -77,9 +98,12 @@ def run_scenario(
     privileged: bool = False,
     require_grade: str | None = None,
     inconclusive: str | None = None,
+    workers: Workers = Workers(),
 ) -> ExitCode:
     """Load, plan, perform, judge, show. Errors before the run are raised; see ``survive.cli``."""
     asked = {"require_grade": require_grade, "inconclusive": inconclusive}
+    if virtual and workers != Workers():
+        raise UsageError("the virtual host has one load and no workers")
     catalog = Catalog(file)
     scenario = load_scenario(file, target=target, sets=sets, profile=profile, catalog=catalog)
     plan = make_plan(scenario)
@@ -100,6 +124,7 @@ def run_scenario(
         may,
         {option: value for option, value in asked.items() if value},
         identity_keys(scenario.target, key, os.environ),
+        workers,
     )
     try:
         return _run_in(context, form, virtual)

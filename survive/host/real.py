@@ -36,6 +36,7 @@ from survive.record.writer import RecordWriter
 LEAD_S = 60.0  # t before the load begins is negative; a target starts well within this
 BEGIN_IN_S = 0.3  # from the order to t = 0: time for all processes to hear it
 READY_WITHIN_S = 20.0  # Locust's imports, on a busy machine
+COME_WITHIN_S = 60.0  # machines that are expected
 
 
 def perform_real(
@@ -224,14 +225,16 @@ class RealHost:
             str(self._pipes.control_read),
             "--report",
             str(self._pipes.report_write),
+            *self._context.workers.options,
         ]
         self._load_pid = await self._remote.spawn("load", argv, self._pipes.for_load)
         self._messages = read_messages(await self._pipes.reader())
+        within_s = READY_WITHIN_S + (COME_WITHIN_S if self._context.workers.expected else 0)
         try:
-            async with asyncio.timeout(READY_WITHIN_S):
+            async with asyncio.timeout(within_s):
                 message = await self._next()
         except TimeoutError:
-            raise HarnessError(f"the load was not ready within {READY_WITHIN_S:.0f} s") from None
+            raise HarnessError(f"the load was not ready within {within_s:.0f} s") from None
         if not isinstance(message, Ready):
             raise HarnessError("the load reported before it was ready")
 
@@ -270,7 +273,7 @@ class RealHost:
                 raise HarnessError("the load did not end in time") from None
             if not isinstance(message, Frame):
                 raise HarnessError("the load reported that it is ready twice")
-            self._load_cpu_s = processes.cpu_s(self._load_pid) or self._load_cpu_s
+            self._load_cpu_s = processes.family_cpu_s(self._load_pid) or self._load_cpu_s
             yield message
             if message.done:
                 return
@@ -294,7 +297,7 @@ class RealHost:
         }
 
     async def _cpu_s(self) -> dict[str, float]:
-        self._load_cpu_s = processes.cpu_s(self._load_pid) or self._load_cpu_s
+        self._load_cpu_s = processes.family_cpu_s(self._load_pid) or self._load_cpu_s
         return {
             **await self._remote.usage(),
             "load": self._load_cpu_s,

@@ -135,6 +135,7 @@ class _Master:
         self._finished = gevent.event.Event()
         self._origin_us: int | None = None
         self._watchers: list[Any] = []
+        self._last: Frame | None = None
 
     def live(self, control_fd: int) -> None:
         """Until every frame is handed on."""
@@ -150,11 +151,13 @@ class _Master:
         while not self._finished.is_set():
             gevent.sleep(_TICK_S)
             self._tick()
-        self._pipe.empty.wait()
         self._tell_all({"quit": True})
-        gevent.sleep(_TICK_S)  # for the sockets to carry it
         for pid in self._pids:
             _end(pid)
+        gevent.sleep(_TICK_S)  # for the sockets to carry it
+        assert self._last is not None
+        self._pipe.send(self._last)  # with it the run is over, and this process may be ended
+        self._pipe.empty.wait()
 
     def _who_is_missing(self) -> str:
         refused = f"; refused: {'; '.join(self._refused)}" if self._refused else ""
@@ -244,9 +247,11 @@ class _Master:
 
     def _pass_on(self, frame: Frame) -> None:
         """The last frame of one worker is not the last one of all."""
-        self._pipe.send(Frame(frame.at_us, frame.sets, self._leases.done))
         if self._leases.done:
+            self._last = Frame(frame.at_us, frame.sets, done=True)
             self._finished.set()
+        else:
+            self._pipe.send(Frame(frame.at_us, frame.sets))
 
     # ------------------------------------------------------------------- deaths and silence
 

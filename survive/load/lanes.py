@@ -27,6 +27,7 @@ from greenlet import greenlet  # type: ignore[import-untyped,unused-ignore]
 
 from survive.load.core import Cursor, Exchange, Filing, Job, LanePool, rules
 from survive.load.http1 import AnswerReader, NotHttpError, encode
+from survive.load.leases import LEASE_US
 from survive.load.stripes import Ownership, Striped, Table
 from survive.load.template import CompiledKind
 from survive.plan.arrivals import Block, Schedule
@@ -96,7 +97,7 @@ class Engine:
             blocks = Striped(blocks, Ownership.of(workers), worker)
         self._cursor = Cursor(plan, blocks, self.filing)
         self._pool: LanePool[Lane] = LanePool(-(-plan.lanes // workers))
-        self._lease_us = NO_END_US if workers == 1 else 0  # it sends until then
+        self._lease_us = NO_END_US if workers == 1 else LEASE_US  # it sends until then
         self._last_due_us = 0 if workers == 1 else plan.end_us  # others' work may become ours
         self._lanes: list[Lane] = []
         self._report, self._fail = report, fail

@@ -170,3 +170,21 @@ class _Worker:
 
 def _name() -> str:
     return f"{socket.gethostname()} pid {os.getpid()}"
+
+
+def main() -> None:
+    """``python -m survive.load.worker HOST PORT SECONDS``."""
+    host, port, patience = sys.argv[1:]
+    if not port.isdecimal():
+        print(f"error: {host}:{port} is no HOST:PORT", file=sys.stderr)
+        leave(ExitCode.INVALID)
+    try:
+        serve(host, int(port), float(patience))
+    except ConnectionError:
+        print(f"error: no run at {host}:{port} within {patience} s", file=sys.stderr, flush=True)
+        leave(ExitCode.REFUSED)
+    leave(ExitCode.SURVIVED)
+
+
+if __name__ == "__main__":
+    main()
