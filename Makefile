@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := survive faults targets reporters tests
 
-.PHONY: demo test check format clean live schema matrix soak-kill docs
+.PHONY: demo test check format clean live schema matrix soak-kill docs exam exam-real
 
 demo: $(VENV)/.installed
 	$(BIN)/survive run scenarios/quickstart.survive.yaml
@@ -33,6 +33,14 @@ matrix: $(VENV)/.tests
 # kill -9 at 200 random moments; nothing may be left (20 minutes on two cores).
 soak-kill: $(VENV)/.tests
 	$(BIN)/python tests/matrix/soak.py
+
+# Plant every weakness, see that the scenarios find it: ten seeds, and the kill matrix.
+exam: $(VENV)/.installed
+	$(BIN)/survive exam -o docs/exam.md
+
+# The same claims on one seed in real time, one run after the other.
+exam-real: $(VENV)/.installed
+	$(BIN)/survive exam --real --cells -o docs/exam-real.md
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m survive.host.docs docs

@@ -2,4 +2,5 @@
 
 from survive.cli import main
 
-main()
+if __name__ == "__main__":  # processes that we spawn import this file under another name
+    main()

@@ -240,6 +240,41 @@ def faults(kind: str | None, form: str) -> ExitCode:
     return ExitCode.SURVIVED
 
 
+@cli.command()
+@click.option(
+    "--scenarios",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A folder of your own scenarios instead of the built-in ones.",
+)
+@click.option("--target", help="Plant the weaknesses in this target (targets/NAME.yaml).")
+@click.option("--seeds", type=click.IntRange(1, 1000), default=10, show_default=True)
+@click.option("--scenario", "scenarios", multiple=True, metavar="NAME", help="Only this file.")
+@click.option("--weakness", "weaknesses", multiple=True, metavar="W", help="Only this one.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option("--real", is_flag=True, help="In real time, one run after the other, one seed.")
+@click.option("--cells", "only", flag_value="cells", help="Claims on all seeds, no matrix.")
+@click.option("--matrix", "only", flag_value="matrix", help="The kill matrix on one seed only.")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("runs/exam"))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write a page of it, too.")
+@click.option(
+    "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True
+)
+def exam(only: str | None, seeds: int, real: bool, **asked: Any) -> ExitCode:
+    """Plant known weaknesses in the stack; say which of them your scenarios would miss."""
+    from survive.exam.command import Asked, sit_exam
+
+    return sit_exam(
+        Asked(
+            seeds=1 if real else seeds,
+            real=real,
+            cells=only != "matrix",
+            matrix=only != "cells",
+            **asked,
+        )
+    )
+
+
 @cli.command("import")
 @click.argument("file", type=click.Path(path_type=Path), metavar="EXPERIMENT")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A file instead of stdout.")

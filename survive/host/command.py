@@ -238,6 +238,11 @@ def halt_host(*, clear: bool) -> ExitCode:
     return ExitCode.SURVIVED if result.clean else ExitCode.HEAL_UNPROVEN
 
 
+def made_up_secrets(scenario: Scenario, *, virtual: bool) -> tuple[str, str]:
+    """(bearer key, GPU token) of a stack that is started for one run, whatever the environment."""
+    return _secrets(scenario.target, scenario.seed, {}, virtual)
+
+
 def _secrets(
     target: TargetSpec, seed: int, env: Mapping[str, str], virtual: bool
 ) -> tuple[str, str]:

@@ -55,10 +55,10 @@ def load_scenario(
     *,
     target: str | None = None,
     sets: Sequence[str] = (),
-    profile: str | None = None,
+    profile: str | Sequence[str] | None = None,
     catalog: Catalog | None = None,
 ) -> Scenario:
-    """The scenario of a file on its target, overrides applied: first the profile, then ``sets``.
+    """The scenario of a file on its target, overrides applied: profiles in order, then ``sets``.
 
     ``target`` replaces the file's ``target:``. Raises ScenarioError with every problem of both
     files, in their order.
@@ -69,8 +69,8 @@ def load_scenario(
     problems += wrong
     if root is None:
         raise ScenarioError(problems)
-    if profile is not None:
-        of_profile, unknown = profile_overrides(root, profile)
+    for name in reversed([profile] if isinstance(profile, str) else profile or ()):
+        of_profile, unknown = profile_overrides(root, name)
         overrides, problems = [*of_profile, *overrides], [*problems, *unknown]
     unused = all_profiles(root)
     root = unshared(root)

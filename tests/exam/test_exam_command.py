@@ -1,0 +1,83 @@
+"""``survive exam`` on a small scenario: real runs on the virtual host, resumed, and said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from examtools import SMALL, write_team
+
+from survive.errors import ExitCode, UsageError
+from survive.exam.cells import Cell, Weather
+from survive.exam.command import Asked, sit_exam
+from survive.exam.sitting import Sitting, sit
+from survive.exam.store import Store
+
+
+def test_a_planted_weakness_is_found_and_what_is_known_is_not_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = Asked(
+        folder=write_team(tmp_path / "team"),
+        seeds=1,
+        weaknesses=("no_health_checks", "no_timeout"),
+        results=tmp_path / "results",
+        output=tmp_path / "exam.md",
+        form="json",
+    )
+    assert sit_exam(asked) is ExitCode.FAILED
+    told = json.loads(capsys.readouterr().out)
+    assert told["missed"] == ["no_timeout"] and told["condemned"] == []
+    assert [claim["holds"] for claim in told["claims"]] == [True]
+    assert {mark["weakness"]: mark["mark"] for mark in told["matrix"]} == {
+        "no_health_checks": "killed",
+        "no_timeout": "survived",
+    }
+    assert "| `no_health_checks` | small | gpu.lost | degrade | 1/1 | 1/1 | 1/1 |" in (
+        (tmp_path / "exam.md").read_text()
+    )
+    lines = (tmp_path / "results" / "results.ndjson").read_text().splitlines()
+    assert len(lines) == told["runs"] == 4
+    with (tmp_path / "results" / "results.ndjson").open("a") as file:
+        file.write('{"key": "torn')
+    assert sit_exam(asked) is ExitCode.FAILED
+    assert "exam: 4 of 4 runs, 0 s" in capsys.readouterr().err
+
+
+def test_a_run_without_a_verdict_is_an_outcome_of_its_own(tmp_path: Path) -> None:
+    team = write_team(tmp_path, SMALL.replace("  answers: {metric: success, min: 95%, during: st"
+                                              "eady}\n  degrade: {metric: success, min: 94%, during"
+                                              ": each fault}\n  back:    {metric: recovery, max: 2"
+                                              "s, stable_for: 2s}\n",
+                                              "  degrade: {metric: success, min: 94%, during: each"
+                                              " fault}\n"))  # fmt: skip
+    file = team / "small.survive.yaml"
+    calm = sit(Sitting(Cell("small", "", Weather.CALM, 1), file, None))
+    assert (calm.verdict, calm.exit_code) == ("inconclusive", 3)
+    assert "no objective is left in calm weather" in calm.reasons[0]
+    missing = sit(Sitting(Cell("small", "", Weather.FAULT, 1), file.with_name("no"), None))
+    assert (missing.verdict, missing.exit_code) == ("error", 2)
+
+
+def test_interrupted_runs_and_bugs_are_not_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results.ndjson")
+    file = tmp_path / "small.survive.yaml"
+    outcome = sit(Sitting(Cell("small", "", Weather.FAULT, 1), file, None))
+    store.add("a", outcome)
+    assert Store(tmp_path / "results.ndjson").get("a") == outcome
+    from dataclasses import replace
+
+    store.add("b", replace(outcome, exit_code=int(ExitCode.BUG)))
+    assert Store(tmp_path / "results.ndjson").get("b") is None
+
+
+def test_a_scenario_that_does_not_fit_is_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    team = write_team(tmp_path / "team", SMALL.replace("kills:", "kils:"), "broken")
+    with pytest.raises(UsageError, match="no scenario in") as caught:
+        sit_exam(Asked(folder=team, results=tmp_path))
+    assert "kils" in caught.value.hint
+    with pytest.raises(UsageError, match="unknown weakness 'no_timeot'"):
+        sit_exam(Asked(weaknesses=("no_timeot",)))
