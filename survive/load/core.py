@@ -12,7 +12,6 @@ a position in the schedule: nothing is stored for a request that waits.
 
 from __future__ import annotations
 
-import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,8 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from survive.load.checks import MAX_CHECKED_BYTES, AnswerCheck, is_error
+from survive.load.encoding import Inflate
 from survive.load.retries import may_try_again, retry_after_us, wait_us
 from survive.load.sse import StreamReader
 from survive.load.stripes import Striped, Table
@@ -35,7 +36,7 @@ from survive.transport import REPLICA_HEADER, Broken
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_NAMES = 256  # distinct replica ids kept; a hostile header must not fill memory
-_ERROR_PEEK = 4096  # bytes of a JSON answer that are looked at for an error object
+_ERROR_PEEK = 4096  # bytes of a JSON answer that are looked at for an error object, if no more
 _FOLD_ROWS = 1_000  # raw rows of one group before they are folded (17 us, measured)
 _ALWAYS = -(1 << 62)  # "free since ever": a lane that was never used
 _NEVER_US = 1 << 62  # after every moment of a run
@@ -452,6 +453,12 @@ class Rule:
     stream_complete: bool
     retries: Retries = field(default_factory=Retries)
     seed: int = 0
+    check: AnswerCheck | None = None
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much of an answer in one piece is kept to be looked into."""
+        return _ERROR_PEEK if self.check is None else MAX_CHECKED_BYTES
 
 
 def rules(plan: Plan, kinds: list[CompiledKind]) -> list[Rule]:
@@ -460,7 +467,7 @@ def rules(plan: Plan, kinds: list[CompiledKind]) -> list[Rule]:
         raise ValueError(f"plan has kinds {plan.kinds}, requests are {[k.name for k in kinds]}")
     return [
         Rule(timeout, plan.gives_up_after_us, kind.streamed, kind.expect_status,
-             kind.stream_complete, kind.retries, plan.seed)
+             kind.stream_complete, kind.retries, plan.seed, kind.check)
         for kind, timeout in zip(kinds, plan.timeouts_us, strict=True)
     ]  # fmt: skip
 
@@ -484,6 +491,7 @@ class Exchange:
         "_body_bytes",
         "_earlier",
         "_filing",
+        "_inflate",
         "_job",
         "_json",
         "_peek",
@@ -518,6 +526,7 @@ class Exchange:
         self._peek = b""
         self._body_bytes = 0
         self._stream: StreamReader | None = None
+        self._inflate: Inflate | None = None
         self.outcome: Outcome | None = None
         self.who = ""
         self.why = ""
@@ -546,6 +555,7 @@ class Exchange:
         self._peek = b""
         self._body_bytes = 0
         self._stream = None
+        self._inflate = None
         self._retry_after_us = 0
         self.who = ""
         return True
@@ -557,10 +567,14 @@ class Exchange:
         self._status = status
         if REPLICA_HEADER in headers:
             self.who = self._filing.who(headers[REPLICA_HEADER])
+        if "content-encoding" in headers and headers["content-encoding"] != "identity":
+            self._inflate = Inflate(headers["content-encoding"])
         if self._rule.streamed and status in self._rule.expect_status:
             self._stream = StreamReader()
             return
-        self._json = headers.get("content-type", "").startswith("application/json")
+        self._json = self._rule.check is not None or headers.get("content-type", "").startswith(
+            "application/json"
+        )
         self.deadline_us = self._timeout_us
         if "retry-after" in headers:
             self._retry_after_us = retry_after_us(headers["retry-after"])
@@ -569,12 +583,23 @@ class Exchange:
         """Some of the body, as one read gave it."""
         if self._over(now_us):
             return
+        if self._inflate is None:
+            self._take(data, now_us)
+            return
+        for piece in self._inflate.pieces(data):
+            self._take(piece, now_us)
+            if self.outcome is not None:
+                return
+        if self._inflate.broken:
+            self._settle(Outcome.FAILED, now_us, "encoding")
+
+    def _take(self, data: bytes, now_us: int) -> None:
         self._body_bytes += len(data)
         if self._body_bytes > MAX_BODY_BYTES:
             self._settle(Outcome.FAILED, now_us, "oversized")
         elif self._stream is not None:
             self._feed(self._stream, data, now_us)
-        elif self._json and self._body_bytes <= _ERROR_PEEK:
+        elif self._json and self._body_bytes <= self._rule.kept_bytes:
             self._peek += data
 
     def on_end(self, now_us: int) -> None:
@@ -666,13 +691,18 @@ class Exchange:
         """Why a whole answer is not ok; "" = it is."""
         if self._status not in self._rule.expect_status:
             return f"status:{self._status}"
+        if self._inflate is not None and not self._inflate.whole:
+            return "encoding"
         if stream is not None and stream.error:
             return "error_in_stream"
         if self._rule.stream_complete and (stream is None or not stream.complete):
             return "incomplete"
-        if b'"error"' in self._peek and self._body_bytes == len(self._peek):
-            return "error_in_body" if _is_error(self._peek) else ""
-        return ""
+        check, whole = self._rule.check, self._body_bytes == len(self._peek)
+        if stream is not None:
+            return check.wrong_of_stream(stream) if check is not None else ""
+        if b'"error"' in self._peek and whole and is_error(self._peek):
+            return "error_in_body"
+        return check.wrong_of_body(self._peek, whole=whole) if check is not None else ""
 
     def _settle(self, outcome: Outcome, end_us: int, why: str) -> int:
         self.outcome = outcome
@@ -694,12 +724,3 @@ class Exchange:
         if tokens >= 2:
             span = ((end_us - first) // (tokens - 1),)
             filing.add_for(job, crossed, Series.TPOT, Outcome.OK, span)
-
-
-def _is_error(body: bytes) -> bool:
-    """A JSON object with a truthy top-level ``error``. Status 200 does not make that an answer."""
-    try:
-        value = json.loads(body.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and bool(value.get("error"))

@@ -17,6 +17,7 @@ _WANTED = {
     REPLICA_HEADER.encode(): REPLICA_HEADER,
     b"content-type": "content-type",
     b"content-length": "content-length",
+    b"content-encoding": "content-encoding",
     b"transfer-encoding": "transfer-encoding",
     b"retry-after": "retry-after",
 }

@@ -143,10 +143,9 @@ class StreamReader:
             self._content(now_us, before_read)
 
     def _usage(self, usage: object) -> None:
-        if isinstance(usage, dict):
-            tokens = usage.get("completion_tokens")
-            if type(tokens) is int and 0 < tokens <= MAX_TOKENS:
-                self.tokens = tokens
+        tokens = tokens_of(usage)
+        if tokens is not None:
+            self.tokens = tokens
 
     def _content(self, now_us: int, before_read: int) -> None:
         if self.first_us is None:
@@ -158,6 +157,12 @@ class StreamReader:
             self.gaps_us.append(now_us - self.last_us)
         self.last_us = now_us
         self.contents += 1
+
+
+def tokens_of(usage: object) -> int | None:
+    """The output tokens that a ``usage`` object tells of; None if it tells nothing sensible."""
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return tokens if type(tokens) is int and 0 < tokens <= MAX_TOKENS else None
 
 
 def _data_of(block: bytes) -> bytes:

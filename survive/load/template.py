@@ -19,7 +19,8 @@ from urllib.parse import quote
 
 from survive.contracts import Json
 from survive.errors import Problem, ScenarioError, Where
-from survive.scenario.model import ProbeCall, RequestKind, Retries, Scenario
+from survive.load.checks import AnswerCheck
+from survive.scenario.model import Expect, ProbeCall, RequestKind, Retries, Scenario
 from survive.transport import Headers, Request
 
 MAX_ROWS = 1_000_000
@@ -46,6 +47,7 @@ class CompiledKind:
     stream_complete: bool
     requests: list[Request]
     retries: Retries = field(default_factory=Retries)
+    check: AnswerCheck | None = None
 
     def to_json(self) -> dict[str, Json]:
         """Plain data for the spec file; bodies are text, since only JSON bodies exist."""
@@ -56,6 +58,7 @@ class CompiledKind:
             "expect_status": [*sorted(self.expect_status)],
             "stream_complete": self.stream_complete,
             "retries": asdict(self.retries),
+            "check": None if self.check is None else asdict(self.check),
             "requests": [
                 [r.method, r.path, [[k, v] for k, v in r.headers], r.body.decode()]
                 for r in self.requests
@@ -79,6 +82,7 @@ class CompiledKind:
             stream_complete=data["stream_complete"],
             requests=requests,
             retries=Retries(**data["retries"]),
+            check=AnswerCheck.from_json(data["check"]),
         )
 
 
@@ -110,11 +114,18 @@ def compile_requests(
                 stream_complete=kind.expect.stream_complete,
                 requests=requests,
                 retries=scenario.retries,
+                check=_check_of(kind.expect),
             )
         )
     if problems:
         raise ScenarioError(problems)
     return kinds
+
+
+def _check_of(expect: Expect) -> AnswerCheck | None:
+    if expect.tokens is None and not expect.json:
+        return None
+    return AnswerCheck(expect.tokens, expect.json, expect.has)
 
 
 # ------------------------------------------------------------------------------------ data

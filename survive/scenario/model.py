@@ -68,6 +68,9 @@ class Expect:
 
     status: frozenset[int] = frozenset({200})
     stream_complete: bool = False  # `stream: complete`: finish reason and [DONE] were seen
+    tokens: int | None = None  # exactly so many output tokens
+    json: bool = False  # the (whole) answer is JSON
+    has: tuple[str, ...] = ()  # and has something at these places, like choices.0.message
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,6 +218,18 @@ class ExpectModel(Strict):
     stream: Literal["complete"] | None = Field(
         None, description="`complete`: a stream must end with its finish reason and [DONE]."
     )
+    tokens: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Exactly so many output tokens: by the answer's `usage`, else by the content "
+        "events of a stream. Fewer is `truncated`, also if the end looks whole.",
+    )
+    is_json: bool = Field(False, alias="json", description="`true`: the answer must be JSON.")
+    has: Names | None = Field(
+        None,
+        description="Places that the JSON answer must have, like choices.0.message or a list.",
+    )
 
 
 _AUTH = "Whose key is sent: bearer (default), none, or one of the target's `auth: identities`."
@@ -248,8 +260,8 @@ class RequestModel(Strict):
         None, description="A .jsonl or .csv file beside the scenario; each row is one {{ row }}."
     )
     expect: ExpectModel = Field(
-        ExpectModel.model_construct(status=None, stream=None),
-        description="The status and, of streams, the end that an answer must have.",
+        ExpectModel.model_construct(status=None, stream=None, tokens=None, is_json=False, has=None),
+        description="The status, the end, the tokens and the JSON that an answer must have.",
     )
     timeout: Duration = Field(
         10_000_000, description="From the intended start; also sizes the lanes. Default 10s."

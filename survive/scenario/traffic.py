@@ -20,6 +20,7 @@ from survive.scenario.model import (
 )
 from survive.scenario.models import (
     ClientsModel,
+    ExpectModel,
     LoadModel,
     PhaseModel,
     RequestModel,
@@ -92,6 +93,7 @@ def _request(check: Check, name: str, model: RequestModel, part: float) -> Reque
         )
     if model.expect.status is not None and not model.expect.status:
         check.wrong((*path, "expect", "status"), "is empty; at least one is needed")
+    _check_expected_json(check, (*path, "expect"), model)
     _check_templates(check, name, model)
     check_auth(check, (*path, "auth"), model.auth)
     return RequestKind(
@@ -103,9 +105,32 @@ def _request(check: Check, name: str, model: RequestModel, part: float) -> Reque
         json=model.body,
         auth=model.auth,
         data=Path(model.data) if model.data is not None else None,
-        expect=Expect(frozenset(model.expect.status or [200]), model.expect.stream == "complete"),
+        expect=_expect(model.expect),
         timeout_us=model.timeout,
     )
+
+
+def _expect(model: ExpectModel) -> Expect:
+    has = tuple(model.has or ())
+    return Expect(
+        status=frozenset(model.status or [200]),
+        stream_complete=model.stream == "complete",
+        tokens=model.tokens,
+        json=model.is_json or bool(has),
+        has=has,
+    )
+
+
+def _check_expected_json(check: Check, path: Loc, model: RequestModel) -> None:
+    """JSON is asked of whole answers only; a place is names joined by dots."""
+    for key, given in (("json", model.expect.is_json), ("has", model.expect.has)):
+        if given and is_streamed(model):
+            check.wrong(
+                (*path, key), "a stream is no JSON", "`tokens` and `stream` look at streams"
+            )
+    for place in model.expect.has or ():
+        if not all(place.split(".")):
+            check.wrong((*path, "has"), f"{place!r} is no place", "like choices.0.message")
 
 
 def check_auth(check: Check, path: Loc, auth: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loadtools import Tally, make_kind, make_plan, planned
 
+from survive.load.checks import AnswerCheck
 from survive.load.core import MAX_BODY_BYTES, Cursor, Exchange, Filing, Job, LanePool, Rule, buckets
 from survive.load.retries import retry_after_us, wait_us
 from survive.plan.arrivals import Schedule
@@ -22,6 +25,9 @@ from survive.transport import Broken
 from survive.units import MS, SECOND
 
 OK = b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+USAGE = b'data: {"choices":[],"usage":{"completion_tokens":7}}\n\n'
+ANSWER = b'{"choices":[{"message":{"content":"x"},"nothing":null}],"usage":{"completion_tokens":7}}'
 
 
 def rule(**changes: object) -> Rule:
@@ -92,6 +98,25 @@ def test_a_lane_that_was_free_is_no_wait_and_all_lateness_is_ours() -> None:
         (200, b'data: {"error": "x"}\n\n' + OK, {"streamed": True}, "failed:error_in_stream"),
         (503, OK, {"streamed": True, "stream_complete": True}, "failed:status:503"),
         (200, b"{}", {"stream_complete": True}, "failed:incomplete"),
+        (200, OK, {"streamed": True, "check": AnswerCheck(tokens=1)}, "ok"),
+        (200, OK, {"streamed": True, "check": AnswerCheck(tokens=2)}, "failed:truncated"),
+        (200, OK + OK, {"streamed": True, "check": AnswerCheck(tokens=1)}, "failed:overlong"),
+        (200, OK + USAGE, {"streamed": True, "check": AnswerCheck(tokens=7)}, "ok"),
+        (200, ANSWER, {"check": AnswerCheck(tokens=7, json=True)}, "ok"),
+        (200, ANSWER, {"check": AnswerCheck(tokens=8)}, "failed:truncated"),
+        (200, ANSWER, {"check": AnswerCheck(tokens=6)}, "failed:overlong"),
+        (200, b"{}", {"check": AnswerCheck(tokens=7)}, "failed:uncounted"),
+        (200, b"[7]", {"check": AnswerCheck(tokens=7)}, "failed:uncounted"),
+        (200, b"{} x", {"check": AnswerCheck(json=True)}, "failed:not_json"),
+        (200, b"\xff", {"check": AnswerCheck(json=True)}, "failed:not_json"),
+        (200, b"[" * 100_000, {"check": AnswerCheck(json=True)}, "failed:not_json"),
+        (200, ANSWER, {"check": AnswerCheck(has=("choices.0.message.content",))}, "ok"),
+        (200, ANSWER, {"check": AnswerCheck(has=("choices.1",))}, "failed:missing"),
+        (200, ANSWER, {"check": AnswerCheck(has=("choices.0.nothing",))}, "failed:missing"),
+        (200, b'{"error":"no"}', {"check": AnswerCheck(json=True)}, "failed:error_in_body"),
+        (200, b'"' + b"x" * 9000 + b'"', {"check": AnswerCheck(json=True)}, "ok"),
+        (200, b" " * (5 << 20), {"check": AnswerCheck(json=True)}, "failed:oversized"),
+        (503, b"", {"check": AnswerCheck(json=True)}, "failed:status:503"),
     ],
 )
 def test_what_an_answer_means(
@@ -103,6 +128,51 @@ def test_what_an_answer_means(
     exchange.on_body(body, 20)
     exchange.on_end(30)
     assert tally_of(filing).outcomes() == {expected: 1}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "expected"),
+    [
+        ("gzip", gzip.compress(ANSWER), "ok"),
+        ("x-gzip", gzip.compress(ANSWER), "ok"),
+        ("deflate", zlib.compress(ANSWER), "ok"),
+        ("identity", ANSWER, "ok"),
+        ("gzip", gzip.compress(ANSWER[:9]) + gzip.compress(ANSWER[9:]), "ok"),
+        ("gzip", gzip.compress(b'{"error":"x"}'), "failed:error_in_body"),
+        ("gzip", gzip.compress(ANSWER)[:-9], "failed:encoding"),
+        ("gzip", ANSWER, "failed:encoding"),
+        ("br", b"\x0b\x02\x80", "failed:encoding"),
+        ("gzip", gzip.compress(bytes(MAX_BODY_BYTES + 1)), "failed:oversized"),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 1 << 20])
+def test_compressed_answers(encoding: str, body: bytes, expected: str, step: int) -> None:
+    if step == 1 and expected == "failed:oversized":
+        step = 999
+    filing = new_filing()
+    exchange = begin(filing, rule(timeout_us=10**9))
+    exchange.on_head(200, {"content-type": "application/json", "content-encoding": encoding}, 1)
+    for at in range(0, len(body), step):
+        exchange.on_body(body[at : at + step], 2)
+    exchange.on_end(3)
+    assert tally_of(filing).outcomes() == {expected: 1}
+
+
+def test_a_compressed_stream_is_timed_by_what_it_says() -> None:
+    filing = new_filing()
+    exchange = begin(filing, rule(streamed=True, stream_complete=True))
+    exchange.on_head(200, {"content-encoding": "gzip"}, 10)
+    packed = zlib.compressobj(wbits=31)
+    piece = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+    for at in (200, 500):
+        part = packed.compress(piece) + packed.flush(zlib.Z_SYNC_FLUSH)
+        exchange.on_body(part, at)
+    exchange.on_body(packed.compress(OK) + packed.flush(), 900)
+    exchange.on_end(1000)
+    tally = tally_of(filing)
+    assert tally.outcomes() == {"ok": 1}
+    assert tally.quantile(Series.TTFT, 1.0) == 200
+    assert sorted(highest_of(i) for i in tally.merged(Series.ITL)) == [300, 400]
 
 
 def test_a_completion_after_the_deadline_is_timed_out_at_the_deadline() -> None:

@@ -6,6 +6,7 @@ The memory load is given the same behaviours and must say the same.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import itertools
 import os
 import signal
@@ -29,6 +30,7 @@ from loadtools import (
 )
 
 from survive.clock import LoopClock
+from survive.load.checks import AnswerCheck
 from survive.load.memory import MemoryLoad
 from survive.load.template import CompiledKind
 from survive.plan.model import Plan
@@ -44,7 +46,8 @@ STREAM = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-type: text/e
 END = b"0\r\n\r\n"
 
 # What a server does on a path: bytes to send; None = wait for ever; then keep the connection or not
-CLOSE, KEEP, HANG = "close", "keep", "hang"
+CLOSE, KEEP, HANG, HALF, DRIP = "close", "keep", "hang", "half-close", "drip"
+PACKED = {"content-type": "application/json", "content-encoding": "gzip"}
 SCRIPT: dict[str, tuple[list[bytes], str, str]] = {
     "ok": ([answer(b"hello")], KEEP, "ok"),
     "close-delimited": ([b"HTTP/1.1 200 OK\r\n\r\nabc"], CLOSE, "ok"),
@@ -74,6 +77,18 @@ SCRIPT: dict[str, tuple[list[bytes], str, str]] = {
                    "failed:error_in_body"),
     "hang": ([], HANG, "timed_out"),
     "hang-in-body": ([b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc"], HANG, "timed_out"),
+    "half-closed": ([b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc"], HALF, "failed:closed"),
+    "half-closed-whole": ([answer(b"x")], HALF, "ok"),
+    "drip": ([b"HTTP/1.1 200 OK\r\ncontent-length: 999999\r\n\r\n"], DRIP, "timed_out"),
+    "json": ([answer(b'{"a": [{"b": 1}]}')], KEEP, "ok"),
+    "json-missing": ([answer(b'{"a": []}')], KEEP, "failed:missing"),
+    "json-not": ([answer(b"<html>")], KEEP, "failed:not_json"),
+    "json-gzip": ([answer(gzip.compress(b'{"a": [{"b": 1}]}'), 200, PACKED)], KEEP, "ok"),
+    "gzip-error": ([answer(gzip.compress(b'{"error": 1}'), 200, PACKED)], KEEP,
+                   "failed:error_in_body"),
+    "gzip-not": ([answer(b"{}", 200, PACKED)], KEEP, "failed:encoding"),
+    "stream-utf8": ([STREAM + chunked([EVENT.replace(b"x", b"\xff("), LAST]) + END], KEEP, "ok"),
+    "stream-short": ([STREAM + chunked([EVENT, LAST]) + END], KEEP, "failed:truncated"),
     "stream": ([STREAM, chunked([EVENT] * 3 + [LAST]) + END], KEEP, "ok"),
     "stream-bytes": ([bytes([b]) for b in STREAM + chunked([EVENT, LAST]) + END], KEEP, "ok"),
     "stream-no-done": ([STREAM + chunked([EVENT] * 3) + END], KEEP, "failed:incomplete"),
@@ -93,7 +108,15 @@ def kind_of(name: str) -> CompiledKind:
         streamed=streamed,
         stream_complete=streamed,
         requests=[Request("GET", f"/{name}")],
+        check=CHECKS.get(name),
     )
+
+
+CHECKS = {
+    **dict.fromkeys(("json", "json-missing", "json-not", "json-gzip"),
+                    AnswerCheck(json=True, has=("a.0.b",))),
+    "stream-short": AnswerCheck(tokens=2),
+}  # fmt: skip
 
 
 async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -106,7 +129,13 @@ async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             await asyncio.sleep(0)
         if then == CLOSE:
             return
-        if then == HANG:
+        if then == HALF:
+            writer.write_eof()
+        while then == DRIP:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+        if then in {HANG, HALF}:
             await reader.read()
             return
 
@@ -119,6 +148,8 @@ class ScriptedResponse:
         self.raw = b"".join(self._parts)
         self.status = int(self.raw.split(b" ")[1])
         self.headers = {"content-type": "application/json"}
+        if b"content-encoding: gzip" in self.raw:
+            self.headers["content-encoding"] = "gzip"
 
     async def chunks(self) -> AsyncIterator[bytes]:
         body = self.raw.split(b"\r\n\r\n", 1)[1]
@@ -126,7 +157,7 @@ class ScriptedResponse:
             yield b"".join(p for p in body.split(b"\r\n") if p.startswith((b"data", b":")))
         elif body:
             yield body
-        if self._then == HANG:
+        if self._then in {HANG, DRIP}:
             await asyncio.Event().wait()
         if self._want == "failed:closed":
             raise CallFailedError(Broken.CLOSED)
@@ -364,6 +395,28 @@ def test_large_bodies_go_through_a_slow_reader(tmp_path: Path) -> None:
             return await run_load(tmp_path, make_plan([kind], rps=10, lanes=3), [kind], address)
 
     assert asyncio.run(go()).outcomes() == {"ok": 10}
+
+
+def test_a_hundred_megabytes_are_cut_off(tmp_path: Path) -> None:
+    sent = 0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 104857600\r\n\r\n")
+        for _ in range(100):
+            writer.write(bytes(1 << 20))
+            await writer.drain()
+            sent += 1
+
+    kind = make_kind(timeout_us=20 * SECOND)
+
+    async def go() -> Tally:
+        async with raw_server(handler) as address:
+            return await run_load(tmp_path, make_plan([kind], rps=1), [kind], address)
+
+    assert asyncio.run(go()).outcomes() == {"failed:oversized": 1}
+    assert 64 <= sent < 100
 
 
 def test_waiting_requests_are_still_sent_in_the_drain_until_their_deadlines(tmp_path: Path) -> None:
