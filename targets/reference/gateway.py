@@ -114,6 +114,8 @@ def _services(context: ServiceContext, weak: frozenset[str]) -> dict[str, Upstre
         for upstream in upstreams.all:
             if care.checked:
                 context.spawn(upstreams.check(upstream, context.call))
+            elif context.env.get("DISCOVERY") == "on":
+                context.spawn(upstreams.discover(upstream, context.call))
             if care.by_metrics:
                 context.spawn(upstreams.scrape(upstream, context.call))
     return services

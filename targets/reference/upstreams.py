@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from survive.clock import Clock, sleep_us
 from survive.contracts import Call
-from survive.transport import Broken, CallFailedError, Request, read_all
+from survive.transport import Broken, CallFailedError, Request, Response, read_all
 
 CHECK_EVERY_US = 500_000
 CHECK_FIRST_US = 100_000  # until the first pass, so that a fresh stack is ready early
@@ -72,6 +72,7 @@ class Upstream:
     ejections: int = 0
     suspect: bool = False  # calls ejected it: only a call readmits it
     checks_well: bool = False
+    asleep: bool = False  # by the autoscaler's will: it is no member of the pool
     trying: bool = False  # a trial is under way
     trials_failed: int = 0
     trial_at_us: int = 0
@@ -204,6 +205,24 @@ class Upstreams:
                     upstream.eject()
             await sleep_us(self._clock, CHECK_EVERY_US if passed_once else CHECK_FIRST_US)
 
+    async def discover(self, upstream: Upstream, call: Call) -> None:
+        """Who sleeps is not asked, even without health checks; a background task.
+
+        That is membership, not health: a replica that answers nothing stays where it is.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(CHECK_TIMEOUT_S):
+                    answer = await call(upstream.address, _CHECK, timeout_s=CHECK_TIMEOUT_S)
+                    await read_all(answer)
+            except (CallFailedError, TimeoutError):
+                pass
+            else:
+                upstream.asleep = _sleeps(answer)
+                if upstream.asleep or answer.status == 200:
+                    upstream.healthy = not upstream.asleep
+            await sleep_us(self._clock, CHECK_EVERY_US)
+
     async def scrape(self, upstream: Upstream, call: Call) -> None:
         """Read its metrics for ever: the weakness ``metrics_dependency``; a background task."""
         while True:
@@ -245,8 +264,9 @@ class Upstreams:
 
     def _panics(self) -> bool:
         """Half are out: slow ones are better than none (Envoy's maximum of ejections)."""
-        out = sum(not upstream.healthy for upstream in self.all)
-        return self._care.trials and out > 0 and 2 * out >= len(self.all)
+        members = [upstream for upstream in self.all if not upstream.asleep]
+        out = sum(not upstream.healthy for upstream in members)
+        return self._care.trials and out > 0 and 2 * out >= len(members)
 
     def _due_trial(self, not_this: Upstream | None) -> Upstream | None:
         now_us = self._clock.now_us()
@@ -291,10 +311,15 @@ class Upstreams:
         return load
 
 
+def _sleeps(answer: Response) -> bool:
+    return answer.headers.get("x-replica-state", "") in {"asleep", "draining"}
+
+
 async def _passes(upstream: Upstream, call: Call) -> bool:
     try:
         response = await call(upstream.address, _CHECK, timeout_s=CHECK_TIMEOUT_S)
         await read_all(response)
     except CallFailedError:
         return False
+    upstream.asleep = _sleeps(response)
     return response.status == 200
