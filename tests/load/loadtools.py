@@ -219,8 +219,8 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 @contextlib.asynccontextmanager
-async def raw_server(handler: Handler) -> AsyncIterator[str]:
-    """Bytes in, bytes out on 127.0.0.1; every connection is closed at the end."""
+async def raw_server(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[str]:
+    """Bytes in, bytes out on ``host``; every connection is closed at the end."""
     tasks: dict[int, asyncio.Task[None]] = {}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -237,10 +237,10 @@ async def raw_server(handler: Handler) -> AsyncIterator[str]:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, host, 0)
     port = server.sockets[0].getsockname()[1]
     try:
-        yield f"127.0.0.1:{port}"
+        yield f"{host}:{port}"
     finally:
         server.close()
         for task in list(tasks.values()):
@@ -266,3 +266,16 @@ def answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = N
 
 def chunked(parts: Iterable[bytes]) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in parts)
+
+
+class Server:
+    """Says ok, and counts what reaches it."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await read_request(reader):
+            self.heard += 1
+            writer.write(answer(b"ok"))
+            await writer.drain()

@@ -13,14 +13,13 @@ from pathlib import Path
 
 from loadtools import (
     LoadProcess,
+    Server,
     Tally,
-    answer,
     load_process,
     make_kind,
     make_plan,
     planned,
     raw_server,
-    read_request,
 )
 
 from survive.chaos import processes
@@ -37,20 +36,6 @@ def synchronous(test: Callable[[Path], Coroutine[None, None, None]]) -> Callable
         asyncio.run(test(tmp_path))
 
     return run
-
-
-class Server:
-    """Counts what reaches it."""
-
-    def __init__(self) -> None:
-        self.heard = 0
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            while await read_request(reader):
-                self.heard += 1
-                writer.write(answer(b"ok"))
-                await writer.drain()
 
 
 @contextlib.asynccontextmanager
