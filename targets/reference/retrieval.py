@@ -13,7 +13,7 @@ what was posted since: a pipeline feeds it all again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -23,12 +23,12 @@ from survive.contracts import AsgiApp, Json, ServiceContext
 
 from .asgi import Exchange, RefusalError, Routes, json_object, routed
 from .corpus import DOCUMENTS, make_text
+from .documents import PUBLIC, read_document, tenant_of
 from .feed import Feed
 from .metrics import Labels, family, page
 from .searcher import Searcher
 from .stand_in import StandIn
-from .store import MAX_DOCUMENTS, Store, clean
-from .tenants import PUBLIC, tenant_of
+from .store import MAX_DOCUMENTS, Store
 
 MAX_QUERY = 4096  # characters
 
@@ -202,18 +202,6 @@ async def _keep_warm(searcher: Searcher, feed: Feed, file: Path) -> None:
     if feed.restarted:
         await searcher.warm(file)
     await searcher.save_hot(file)
-
-
-def read_document(body: Mapping[str, Json]) -> tuple[str, str]:
-    """(id or "", text) of a document that somebody posts. Raises RefusalError 400."""
-    text, name = body.get("text"), body.get("id")
-    if not isinstance(text, str) or not text.strip():
-        raise RefusalError(400, "text must be a string that is not empty")
-    if name is None:
-        return "", clean(text)
-    if not isinstance(name, str) or not 1 <= len(name) <= 200:
-        raise RefusalError(400, "id must be a string of 1 to 200 characters")
-    return clean(name), clean(text)
 
 
 def _parameter(exchange: Exchange, name: str) -> str:
