@@ -26,6 +26,9 @@ ALLOWED = {
     "survive/load": CONTRACTS | {"survive.plan", "survive.record", "survive.scenario"},
     "survive/chaos": CONTRACTS
     | {"survive.plan", "survive.scenario", "survive.host.driver", "survive.host.sockets"},
+    "survive/probe": CONTRACTS
+    | {"survive.plan", "survive.scenario", "survive.load.template", "survive.host.sockets"}
+    | {"survive.chaos.handles"},
     "survive/chaostoolkit": CONTRACTS
     | {"survive.chaos", "survive.host.sockets", "survive.scenario"},
     "faults": CONTRACTS,

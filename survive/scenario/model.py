@@ -7,7 +7,7 @@ The loader is the only maker. Durations are integer microseconds, rates exact re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
@@ -123,6 +123,10 @@ class ProbeCall:
     def streamed(self) -> bool:
         """The body asks for a stream of server-sent events."""
         return isinstance(self.json, dict) and self.json.get("stream") is True
+
+    def by(self, identity: str) -> ProbeCall:
+        """The same call by somebody else."""
+        return replace(self, auth=identity)
 
 
 @dataclass(frozen=True, slots=True)
