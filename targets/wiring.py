@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from survive.contracts import HandleSpec
 from survive.errors import RefusedError
-from survive.host.driver import DriverContext, TargetUnhealthyError
+from survive.host.driver import DriverContext, TargetUnhealthyError, data_path
 from survive.scenario.model import Link, Service, TargetSpec
 from survive.transport import CallFailedError, Request, Transport, read_all
 
@@ -101,7 +101,7 @@ def environment(
 
 def data_folder(scratch: Path, replica_id: str) -> Path:
     """What a replica keeps over its restarts; it lives as long as the run."""
-    folder = scratch / "data" / replica_id
+    folder = data_path(scratch, replica_id)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

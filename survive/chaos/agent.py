@@ -131,6 +131,14 @@ class Agent:
         await self._driver.start()
         return self._driver.entry()
 
+    async def replicas(self, service: str) -> list[HandleSpec]:
+        """See AgentPort."""
+        return list(self._driver.replicas(service))
+
+    async def listeners(self, link: str) -> list[HandleSpec]:
+        """See AgentPort."""
+        return list(self._driver.listeners(link))
+
     async def spawn(self, name: str, argv: list[str], fds: list[int]) -> int:
         """Only the real host has processes; its agent process overrides this."""
         raise HarnessError(f"this host starts no process {name!r}")

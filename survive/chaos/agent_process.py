@@ -18,6 +18,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from survive.catalog import Catalog
@@ -160,6 +161,8 @@ class AgentServer:
             raise HarnessError("the agent was not started")
         if call in {"preflight", "prepare"}:
             return await getattr(self._agent, call)(FaultPlan(**args[0]))
+        if call in {"replicas", "listeners"}:
+            return [asdict(spec) for spec in await getattr(self._agent, call)(*args)]
         if call in {"start_target", "inject", "heal", "stop"}:
             verb: Callable[..., Awaitable[Any]] = getattr(self._agent, call)
             return await verb(*args)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
-from survive.contracts import Json
+from survive.contracts import HandleSpec, Json
 from survive.scenario.model import FaultPlan
 
 # An event of events.ndjson without its time: emit("fault_injected", {...}) stamps and writes it.
@@ -41,6 +41,12 @@ class AgentPort(Protocol):
 
     async def heal(self, name: str) -> None:
         """Stop observing, heal all its injections by the ladder, prove each. ≤ 3 s per rung."""
+
+    async def replicas(self, service: str) -> list[HandleSpec]:
+        """The replicas of a service as they are now; their addresses stay for the run."""
+
+    async def listeners(self, link: str) -> list[HandleSpec]:
+        """The fault proxy's listeners of a link; [] if it has none."""
 
     async def spawn(self, name: str, argv: list[str], fds: list[int]) -> int:
         """Start a helper that must not outlive the run (load, probes); its pid."""

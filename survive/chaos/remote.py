@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 import survive
 from survive.chaos import processes
-from survive.contracts import Json
+from survive.contracts import HandleSpec, Json
 from survive.errors import HarnessError, RefusedError, SurviveError, UsageError
 from survive.host.driver import TargetUnhealthyError
 from survive.scenario.model import FaultPlan, Health, Link, Service, TargetSpec
@@ -42,6 +42,8 @@ _PATIENCE_S = {
     "prepare": 30.0,
     "inject": 10.0,
     "heal": 40.0,
+    "replicas": 15.0,
+    "listeners": 15.0,
     "spawn": 15.0,
     "usage": 5.0,
     "stop": 40.0,
@@ -343,6 +345,14 @@ class RemoteAgent:
     async def heal(self, name: str) -> None:
         """See AgentPort."""
         await self._call("heal", name)
+
+    async def replicas(self, service: str) -> list[HandleSpec]:
+        """See AgentPort."""
+        return [HandleSpec(**spec) for spec in await self._call("replicas", service)]
+
+    async def listeners(self, link: str) -> list[HandleSpec]:
+        """See AgentPort."""
+        return [HandleSpec(**spec) for spec in await self._call("listeners", link)]
 
     async def spawn(self, name: str, argv: list[str], fds: list[int]) -> int:
         """See AgentPort. ``fds`` must have been among ``pass_fds``; the agent then closes its own

@@ -20,6 +20,11 @@ from survive.scenario.model import TargetSpec
 from survive.transport import Transport
 
 
+def data_path(scratch: Path, replica_id: str) -> Path:
+    """Where a replica of ours keeps its files (SURVIVE_DATA): its audit log is read there."""
+    return scratch / "data" / replica_id
+
+
 class TargetUnhealthyError(SurviveError):
     """A service that never became healthy. Exit 3: nothing was measured."""
 

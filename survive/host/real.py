@@ -27,7 +27,8 @@ from survive.clock import Clock, LoopClock
 from survive.contracts import Json
 from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError
 from survive.host.command import RunContext
-from survive.host.run import LOAD_END_GRACE_US, Display, Run, Stop, faulted_links
+from survive.host.probing import make_probing
+from survive.host.run import LOAD_END_GRACE_US, Display, Run, Stop, TellProbe, faulted_links
 from survive.load.template import compile_requests
 from survive.load.wire import LoadFailed, Message, Ready, read_messages
 from survive.record.samples import Frame
@@ -54,6 +55,7 @@ async def _perform(
     _on_signals(stop, context.run_id, scratch)
     clock = LoopClock(asyncio.get_running_loop().time() + LEAD_S)
     pipes = _Pipes()
+    probe_pipes = _Pipes()
     run: Run | None = None
 
     def on_event(name: str, fields: Mapping[str, Json], t_us: int) -> None:
@@ -74,11 +76,12 @@ async def _perform(
                 origin_s=clock.origin_s,
                 privileged=context.privileged,
             ),
-            pass_fds=pipes.for_load,
+            pass_fds=[*pipes.far, *probe_pipes.far],
             on_event=on_event,
         )
         pipes.handed_over()
-        host = RealHost(context, agent, clock, pipes, scratch)
+        probe_pipes.handed_over()
+        host = RealHost(context, agent, clock, pipes, probe_pipes, scratch)
         run = Run(
             context.scenario,
             context.plan,
@@ -92,6 +95,7 @@ async def _perform(
         return await run.perform()
     finally:
         pipes.close()
+        probe_pipes.close()
         _keep_logs(scratch, context.folder)
 
 
@@ -133,7 +137,7 @@ def _keep_logs(scratch: Path, folder: Path) -> None:
 
 
 class _Pipes:
-    """Two pipes made before the agent, so that the load can inherit their far ends through it."""
+    """Two pipes made before the agent, so that a helper can inherit their far ends through it."""
 
     def __init__(self) -> None:
         self.report_read, self.report_write = os.pipe()
@@ -142,12 +146,12 @@ class _Pipes:
         self._near = [self.report_read, self.control_write]
 
     @property
-    def for_load(self) -> list[int]:
-        """The ends that the load gets, under the same numbers."""
+    def far(self) -> list[int]:
+        """The ends that the helper gets, under the same numbers."""
         return [self.report_write, self.control_read]
 
     def handed_over(self) -> None:
-        """The agent has them: ours would hide the load's end."""
+        """The agent has them: ours would hide the helper's end."""
         while self._far:
             os.close(self._far.pop())
 
@@ -161,7 +165,7 @@ class _Pipes:
         return reader
 
     def order(self, order: dict[str, Json]) -> None:
-        """One line to the load; a load that is gone is noticed by its report pipe."""
+        """One line to the helper; one that is gone is noticed by its report pipe."""
         try:
             os.write(self.control_write, json.dumps(order).encode() + b"\n")
         except BrokenPipeError:
@@ -185,6 +189,7 @@ class RealHost:
         agent: RemoteAgent,
         clock: LoopClock,
         pipes: _Pipes,
+        probe_pipes: _Pipes,
         scratch: Path,
     ) -> None:
         self.agent: AgentPort = agent
@@ -192,6 +197,11 @@ class RealHost:
         self._clock = clock
         self._context = context
         self._pipes = pipes
+        self._probe_pipes = probe_pipes
+        self._probe_pid = 0
+        self._probe_cpu_s = 0.0
+        self._probed_by_us = 0
+        self._findings: asyncio.StreamReader | None = None
         self._scratch = scratch
         self._messages: AsyncIterator[Message] | None = None
         self._load_pid = 0
@@ -227,7 +237,7 @@ class RealHost:
             str(self._pipes.report_write),
             *self._context.workers.options,
         ]
-        self._load_pid = await self._remote.spawn("load", argv, self._pipes.for_load)
+        self._load_pid = await self._remote.spawn("load", argv, self._pipes.far)
         self._messages = read_messages(await self._pipes.reader())
         within_s = READY_WITHIN_S + (COME_WITHIN_S if self._context.workers.expected else 0)
         try:
@@ -238,19 +248,54 @@ class RealHost:
         if not isinstance(message, Ready):
             raise HarnessError("the load reported before it was ready")
 
+    async def ready_probes(self, address: str) -> None:
+        """See Host."""
+        probing = await make_probing(self._context, self.agent, address, self._scratch)
+        if probing is None:
+            return
+        self._probed_by_us = self._context.plan.end_us + LOAD_END_GRACE_US + probing.job.longest_us
+        spec = self._scratch / "probe.json"
+        spec.touch(mode=0o600)  # it holds keys
+        spec.write_text(json.dumps(probing.to_json()), encoding="utf-8")
+        pipes = self._probe_pipes
+        ends = ["--control", str(pipes.control_read), "--report", str(pipes.report_write)]
+        argv = [sys.executable, "-m", "survive.probe.process", "--spec", str(spec), *ends]
+        self._probe_pid = await self._remote.spawn("probe", argv, pipes.far)
+        self._findings = await pipes.reader()
+        try:
+            async with asyncio.timeout(READY_WITHIN_S):
+                line = await self._findings.readline()
+        except TimeoutError:
+            raise HarnessError(f"the probes were not ready within {READY_WITHIN_S:.0f} s") from None
+        if not line:
+            raise HarnessError("the probe process died", hint=self._log("probe"))
+
+    async def probe(self, tell: TellProbe) -> None:
+        """See Host. A process that dies is no error of the run: the judge misses its last line."""
+        if self._findings is None:
+            return
+        try:
+            async with asyncio.timeout(max(1.0, (self._probed_by_us - self._clock.now_us()) / 1e6)):
+                while (line := await self._findings.readline()).endswith(b"\n"):
+                    message = json.loads(line)
+                    tell(message["fields"], message["t_us"])
+                    self._probe_cpu_s = processes.cpu_s(self._probe_pid) or self._probe_cpu_s
+        except TimeoutError:
+            return  # it hangs
+
     async def _next(self) -> Message:
         assert self._messages is not None
         try:
             message = await anext(self._messages)
         except StopAsyncIteration:
-            raise HarnessError("the load process died", hint=self._load_log()) from None
+            raise HarnessError("the load process died", hint=self._log("load")) from None
         if isinstance(message, LoadFailed):
             kind = RefusedError if message.refused else HarnessError
             raise kind(f"the load cannot run: {message.error}")
         return message
 
-    def _load_log(self) -> str:
-        log = self._scratch / "logs" / "load.log"
+    def _log(self, helper: str) -> str:
+        log = self._scratch / "logs" / f"{helper}.log"
         return log.read_text(errors="replace")[-1000:] if log.exists() else ""
 
     async def begin(self) -> None:
@@ -258,7 +303,8 @@ class RealHost:
         origin_s = time.monotonic() + BEGIN_IN_S
         self._clock.origin_s = origin_s
         await self._remote.set_origin(round(origin_s * 1e6))
-        self._pipes.order({"start": round(origin_s * 1e6)})
+        for pipes in (self._pipes, self._probe_pipes):
+            pipes.order({"start": round(origin_s * 1e6)})
         self._before = await self._cpu_s()
 
     async def frames(self) -> AsyncIterator[Frame]:
@@ -291,7 +337,7 @@ class RealHost:
         used = {name: (now[name] - self._before[name]) / span_s for name in now}
         return {
             "target_cores": round(used["target"], 4),
-            "harness_cores": round(used["chaos"] + used["load"] + used["survive"], 4),
+            "harness_cores": round(sum(used.values()) - used["target"], 4),
             "load_cores": round(used["load"], 4),
             "chaos_cores": round(used["chaos"], 4),
         }
@@ -301,6 +347,7 @@ class RealHost:
         return {
             **await self._remote.usage(),
             "load": self._load_cpu_s,
+            "probe": self._probe_cpu_s,
             "survive": time.process_time(),
         }
 

@@ -20,6 +20,7 @@ from survive.contracts import Json
 from survive.errors import HarnessError, SurviveError, UnhealedError
 from survive.host.driver import TargetUnhealthyError
 from survive.plan.model import Plan
+from survive.record.events import EventName
 from survive.record.samples import Frame
 from survive.record.writer import LiveView, RecordWriter
 from survive.scenario.model import Scenario, StopIf
@@ -28,6 +29,13 @@ from survive.units import SECOND
 T = TypeVar("T")
 TICK_US = SECOND // 4
 LOAD_END_GRACE_US = 15 * SECOND  # beyond the longest deadline: then the load is called dead
+
+
+class TellProbe(Protocol):
+    """Takes the fields of a ``probe_seen`` event; ``t_us`` None = now."""
+
+    def __call__(self, fields: Mapping[str, Json], t_us: int | None = None) -> None:
+        """Into the record."""
 
 
 class Host(Protocol):
@@ -43,11 +51,20 @@ class Host(Protocol):
     async def ready_load(self, address: str) -> None:
         """Everything of the load that takes time, so that ``begin`` takes none."""
 
+    async def ready_probes(self, address: str) -> None:
+        """The same of the probes, if there are any."""
+
     async def begin(self) -> None:
         """Fix t = 0 (a little ahead) and let the load go."""
 
     def frames(self) -> AsyncIterator[Frame]:
         """What the load reports, until its last frame. Raises HarnessError if it dies."""
+
+    async def probe(self, tell: TellProbe) -> None:
+        """Tell what the probes find until they are done, or gone: then their last line is missing.
+
+        Returns at once if there is nothing to probe.
+        """
 
     async def stop_load(self) -> None:
         """Ask for the last frame now."""
@@ -168,6 +185,7 @@ class Run:
         for fault in self.scenario.faults.values():
             await self._unless_stopped(agent.preflight(fault))
         await self._unless_stopped(self.host.ready_load(address))
+        await self._unless_stopped(self.host.ready_probes(address))
         await self.host.begin()
         conductor = asyncio.create_task(
             conduct(
@@ -181,8 +199,9 @@ class Run:
         )
         ticker = asyncio.create_task(self._tick())
         load = asyncio.create_task(self._record_load())
+        probes = asyncio.create_task(self.host.probe(self._found))
         try:
-            await self._unless_stopped(_both(conductor, load))
+            await self._unless_stopped(_all(conductor, load, probes))
         except _StoppedError:
             await self.host.stop_load()
             with contextlib.suppress(HarnessError, TimeoutError):
@@ -190,7 +209,10 @@ class Run:
                     await load
             raise
         finally:
-            await _cancelled(ticker, conductor, load)
+            await _cancelled(ticker, conductor, load, probes)
+
+    def _found(self, fields: Mapping[str, Json], t_us: int | None = None) -> None:
+        self.emit(str(EventName.PROBE_SEEN), fields, t_us)
 
     async def _record_load(self) -> None:
         async for frame in self.host.frames():
@@ -264,9 +286,9 @@ def tripped(rule: StopIf, live: LiveView, now_us: int) -> bool:
     return settled >= 10 and 1 - bad / settled < rule.below
 
 
-async def _both(first: asyncio.Task[None], second: asyncio.Task[None]) -> None:
-    """Both are done, or the first error of either."""
-    done, _ = await asyncio.wait({first, second}, return_when=asyncio.FIRST_EXCEPTION)
+async def _all(*tasks: asyncio.Task[None]) -> None:
+    """All are done, or the first error of any."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     for task in done:
         task.result()
 
@@ -279,5 +301,9 @@ async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
 
 
 def faulted_links(scenario: Scenario) -> frozenset[str]:
-    """Names of the links that need a fault proxy in all windows of this run."""
-    return frozenset(link for fault in scenario.faults.values() for link in fault.links)
+    """Names of the links that need a fault proxy in all windows of this run.
+
+    Those of ``encrypted`` probes too: it is the proxy that sees what passes.
+    """
+    watched = {probe.link for probe in scenario.probes.values() if probe.link}
+    return frozenset(watched.union(*(fault.links for fault in scenario.faults.values())))

@@ -16,15 +16,18 @@ from survive.chaos.executor import InLoopExecutor
 from survive.chaos.ledger import Ledger
 from survive.chaos.ports import AgentPort
 from survive.clock import Clock, LoopClock
-from survive.contracts import Json
+from survive.contracts import Handle, HandleSpec, Json, Needs
 from survive.errors import HarnessError, SurviveError
 from survive.host.command import RunContext
 from survive.host.driver import DriverContext
 from survive.host.loop import virtual_run
 from survive.host.memory import MemoryNetwork, MemoryTransport
-from survive.host.run import Display, Run, Stop, faulted_links
+from survive.host.probing import make_probing
+from survive.host.run import Display, Run, Stop, TellProbe, faulted_links
 from survive.load.memory import MemoryLoad
 from survive.load.template import compile_requests
+from survive.probe.engine import Prober, Probing
+from survive.probe.links import OpenLink, looker
 from survive.record.samples import Frame
 from survive.record.writer import RecordWriter
 
@@ -86,7 +89,12 @@ async def _perform(
             s.name: s.health.within_us for s in context.scenario.target.services.values()
         },
     )
-    host = VirtualHost(context, agent, clock, transport)
+
+    def open_link(spec: HandleSpec) -> Handle:
+        opened: Handle = driver.open(spec, Needs.LINK)
+        return opened
+
+    host = VirtualHost(context, agent, clock, transport, scratch, open_link)
     run = Run(
         context.scenario,
         context.plan,
@@ -106,12 +114,21 @@ class VirtualHost:
     name = "virtual"
 
     def __init__(
-        self, context: RunContext, agent: AgentPort, clock: LoopClock, transport: MemoryTransport
+        self,
+        context: RunContext,
+        agent: AgentPort,
+        clock: LoopClock,
+        transport: MemoryTransport,
+        scratch: Path,
+        open_link: OpenLink,
     ) -> None:
         self.agent = agent
         self._clock = clock
         self._context = context
         self._transport = transport
+        self._scratch = scratch
+        self._open_link = open_link
+        self._probing: Probing | None = None
         self._stop = asyncio.Event()
         self._frames: asyncio.Queue[Frame] = asyncio.Queue()
         self._load: MemoryLoad | None = None
@@ -127,6 +144,16 @@ class VirtualHost:
         context = self._context
         kinds = compile_requests(context.scenario, context.key, context.identities)
         self._load = MemoryLoad(self._context.plan, kinds, self._transport, self._clock, address)
+
+    async def ready_probes(self, address: str) -> None:
+        """See Host."""
+        self._probing = await make_probing(self._context, self.agent, address, self._scratch)
+
+    async def probe(self, tell: TellProbe) -> None:
+        """See Host."""
+        if self._probing is not None:
+            look = looker(self._probing.listeners, self._open_link)
+            await Prober(self._probing.job, self._clock, self._transport, tell, look).run()
 
     async def begin(self) -> None:
         """See Host."""

@@ -31,9 +31,14 @@ class Answer:
         """Head and body came to their end."""
         return self.status != 0 and not self.broken
 
-    def holds(self, word: str) -> bool:
-        """A whole 200 that holds a word."""
-        return self.whole and self.status == 200 and word.encode() in self.body
+    @property
+    def good(self) -> bool:
+        """A whole 200."""
+        return self.whole and self.status == 200
+
+    def count(self, word: str) -> int:
+        """How often a whole 200 holds a word."""
+        return self.body.count(word.encode()) if self.good else 0
 
     def said(self) -> str:
         """For people: ``answered 503``, ``no answer: timeout``."""

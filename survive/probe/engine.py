@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from survive.clock import Clock, sleep_us
-from survive.contracts import Json
+from survive.contracts import HandleSpec, Json
 from survive.probe import findings
 from survive.probe.audit import Audited, Log, read_log, reconcile
 from survive.probe.calls import Caller, canary_of
@@ -25,9 +25,8 @@ from survive.scenario.model import Metric, Probe, ProbeCall
 from survive.transport import Transport
 from survive.units import SECOND
 
-EVENT = "probe_seen"
 SETTLE_US = 2 * SECOND  # after the last call, for its audit record
-_SPARE = 2
+_SPARE = 3
 _CALLS_AT_MOST = 8  # of one probing, each within the probe's deadline
 _MOST = 64  # probings of one probe at once
 
@@ -56,6 +55,12 @@ class Job:
     logs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # audit files by service
     scraped: tuple[Scraped, ...] = ()
     scrapes: range = range(0)
+
+    @property
+    def longest_us(self) -> int:
+        """From the end of the load to the last line, at most."""
+        within_us = max((slots.probe.within_us for slots in self.probes), default=0)
+        return _CALLS_AT_MOST * within_us + SETTLE_US
 
     def to_json(self) -> dict[str, Json]:
         """Plain data."""
@@ -86,6 +91,30 @@ class Job:
                 "scrapes": range(*data["scrapes"]),
             }
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Probing:
+    """A job, and the listeners by which its links are looked at."""
+
+    job: Job
+    listeners: Mapping[str, Sequence[HandleSpec]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Json]:
+        """Plain data."""
+        listeners: dict[str, Json] = {
+            link: [asdict(spec) for spec in specs] for link, specs in self.listeners.items()
+        }
+        return {"job": self.job.to_json(), "listeners": listeners}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Probing:
+        """The inverse of to_json."""
+        listeners = {
+            link: [HandleSpec(**spec) for spec in specs]
+            for link, specs in data["listeners"].items()
+        }
+        return cls(Job.from_json(data["job"]), listeners)
 
 
 def _range_to_json(starts: range) -> list[Json]:
@@ -126,7 +155,7 @@ class Prober:
         self._caller = Caller(transport, job.entry, job.variables, job.keys)
         self._sent = 0
         self._missed: Counter[str] = Counter()
-        self._echoing: set[str] = set()  # probes whose answers repeat the question
+        self._echo: dict[str, int] = {}  # by probe: how often answers repeat the question
         self._audited: list[tuple[str, Audited]] = []  # by service
         self._seen: dict[str, dict[str, int]] = {}  # by probe: at its last look at the link
 
@@ -201,13 +230,15 @@ class Prober:
         return await self._canary(probe, number, canary)
 
     async def _canary(self, probe: Probe, number: int, canary: str) -> Said:
-        if number == 0 and await findings.echoes(self._caller, probe, self._job.seed):
-            self._echoing.add(probe.name)
-        if probe.metric is Metric.FRESHNESS:
-            said = await findings.fresh(self._caller, probe, canary, self._clock)
-        else:
-            said = await findings.isolated(self._caller, probe, canary, self._clock)
-        return Said(None, findings.ECHOES) if probe.name in self._echoing else said
+        if probe.name not in self._echo:
+            word = canary_of(self._job.seed, probe.name, number, "echo")
+            echo, answer = await findings.echoes(self._caller, probe, word)
+            if echo is None:  # unreadable is not fresh; of isolation it says nothing
+                ok = False if probe.metric is Metric.FRESHNESS else None
+                return Said(ok, f"a read before the write: {answer.said()}")
+            self._echo[probe.name] = echo
+        find = findings.fresh if probe.metric is Metric.FRESHNESS else findings.isolated
+        return await find(self._caller, probe, canary, self._clock, self._echo[probe.name])
 
     async def _encrypted(self, probe: Probe) -> Said:
         try:
@@ -250,11 +281,13 @@ def _finding(probe: Probe, start_us: int, end_us: int, said: Said) -> Finding:
 
 
 def _read_logs(files: tuple[str, ...]) -> list[Log] | None:
-    """None if there is not one that can be read."""
+    """None if there is not one that can be read. A log that was never begun has no records."""
     logs = []
-    for file in files:
+    for file in map(Path, files):
         try:
-            logs.append(read_log(Path(file).read_text(encoding="utf-8", errors="replace")))
+            text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
         except OSError:
             continue
+        if file.parent.is_dir():
+            logs.append(read_log(text))
     return logs or None

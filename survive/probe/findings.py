@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from survive.clock import Clock, sleep_us
 from survive.contracts import Json
 from survive.load.template import render_text
-from survive.probe.calls import Answer, Caller, canary_of, spoken
+from survive.probe.calls import Answer, Caller, spoken
 from survive.scenario.model import Metric, Probe
 from survive.units import SECOND
 
@@ -21,7 +21,6 @@ POLL_TIMEOUT_US = 2 * SECOND  # of one look; a canary is asked for again
 SECOND_LOOK_US = SECOND  # a leak that needs a cache or a replica to catch up
 OWN_LOOKS = 3
 OWN_LOOK_EVERY_US = SECOND // 2
-ECHOES = "answers repeat what was asked for, so finding it proves nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +76,32 @@ async def leaked(caller: Caller, probe: Probe, canary: str) -> Said:
     secret = render_text(probe.forbid, caller.variables)
     if secret.casefold() in spoken(answer.body).casefold():
         return Said(False, f"the answer ({answer.status}) holds what it must not")
-    if answer.whole and answer.status == 200:
+    if answer.good:
         return Said(True)
     return Said(None, f"{answer.said()}: nothing was said")
 
 
-async def isolated(caller: Caller, probe: Probe, canary: str, clock: Clock) -> Said:
+async def echoes(caller: Caller, probe: Probe, word: str) -> tuple[int | None, Answer]:
+    """How often an answer repeats a word that was asked for and never written: many search APIs
+    repeat the query. A canary is found only where it stands more often. None: no answer told."""
+    assert probe.read is not None
+    answer = await caller.ask(probe.read, probe.within_us, canary=word)
+    return (answer.count(word) if answer.good else None), answer
+
+
+async def isolated(caller: Caller, probe: Probe, canary: str, clock: Clock, echo: int = 0) -> Said:
     """Good: the other identity is answered and never finds what the writer itself finds."""
     assert probe.write is not None and probe.read is not None
     written = await caller.ask(probe.write, probe.within_us, canary=canary)
     if not _committed(written):
-        return Said(None, f"the write was {written.said()}")
+        return Said(None, f"the write: {written.said()}")
     looks = [await caller.ask(probe.read, probe.within_us, canary=canary)]
     await sleep_us(clock, SECOND_LOOK_US)
-    found = await _own_look(caller, probe, canary, clock)
+    found = await _own_look(caller, probe, canary, clock, echo)
     looks.append(await caller.ask(probe.read, probe.within_us, canary=canary))
-    if any(look.holds(canary) for look in looks):
+    if any(look.count(canary) > echo for look in looks):
         return Said(False, f"{probe.read.auth} reads what {probe.write.auth} wrote")
-    unanswered = [look for look in looks if not look.whole or look.status != 200]
+    unanswered = [look for look in looks if not look.good]
     if unanswered:
         return Said(None, f"{probe.read.auth}: {unanswered[0].said()}")
     if not found:
@@ -102,31 +109,31 @@ async def isolated(caller: Caller, probe: Probe, canary: str, clock: Clock) -> S
     return Said(True)
 
 
-async def _own_look(caller: Caller, probe: Probe, canary: str, clock: Clock) -> bool:
+async def _own_look(caller: Caller, probe: Probe, canary: str, clock: Clock, echo: int) -> bool:
     """Whether the writer finds its own canary."""
     assert probe.write is not None and probe.read is not None
     read = probe.read.by(probe.write.auth)
     for number in range(OWN_LOOKS):
         if number:
             await sleep_us(clock, OWN_LOOK_EVERY_US)
-        if (await caller.ask(read, probe.within_us, canary=canary)).holds(canary):
+        if (await caller.ask(read, probe.within_us, canary=canary)).count(canary) > echo:
             return True
     return False
 
 
-async def fresh(caller: Caller, probe: Probe, canary: str, clock: Clock) -> Said:
+async def fresh(caller: Caller, probe: Probe, canary: str, clock: Clock, echo: int = 0) -> Said:
     """Good: read within the limit from the commit on. The value is right to one look."""
     assert probe.write is not None and probe.read is not None
     written = await caller.ask(probe.write, probe.within_us, canary=canary)
     if not _committed(written):
-        return Said(False, f"the write was {written.said()}")
+        return Said(False, f"the write: {written.said()}")
     committed_us = clock.now_us()
     last = Answer(broken="never asked")
     while (left_us := committed_us + probe.within_us - clock.now_us()) > 0:
         began_us = clock.now_us()
         last = await caller.ask(probe.read, min(POLL_TIMEOUT_US, left_us), canary=canary)
         seen_us = clock.now_us()
-        if last.holds(canary) and seen_us - committed_us <= probe.within_us:
+        if last.count(canary) > echo and seen_us - committed_us <= probe.within_us:
             return Said(True, value_us=seen_us - committed_us)
         await clock.sleep_until(began_us + POLL_US)
     return Said(
@@ -135,18 +142,11 @@ async def fresh(caller: Caller, probe: Probe, canary: str, clock: Clock) -> Said
 
 
 def _end(answer: Answer) -> str:
-    return "did not hold it" if answer.whole and answer.status == 200 else answer.said()
+    return "did not hold it" if answer.good else answer.said()
 
 
 def _committed(answer: Answer) -> bool:
     return answer.whole and 200 <= answer.status < 300
-
-
-async def echoes(caller: Caller, probe: Probe, seed: int) -> bool:
-    """Whether answers hold a word that was only asked for, never written."""
-    assert probe.read is not None
-    word = canary_of(seed, probe.name, 0, "echo")
-    return (await caller.ask(probe.read, probe.within_us, canary=word)).holds(word)
 
 
 def encrypted(before: dict[str, int], now: dict[str, int]) -> Said:
