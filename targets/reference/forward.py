@@ -313,26 +313,28 @@ class Forwarder:
         found: Forwarded | Failure = Failure(503, "nobody was asked", None, retry_after="1")
         for _ in range(HERD_STEPS):
             found = await self._ask(errand)
-            if isinstance(found, Forwarded):
+            if isinstance(found, Forwarded) or not (found.upstream is None or found.overload):
                 return found
             try:
-                if found.upstream is None:
-                    await errand.upstreams.somebody_back()
-                elif found.overload:
-                    now_us = self._clock.now_us()
-                    await sleep_us(self._clock, HERD_STEP_US - now_us % HERD_STEP_US)
-                else:
-                    return found
+                await self._wait_in_step(errand, found)
             except asyncio.CancelledError:
-                self._spawn(self._ghost(errand))
+                self._spawn(self._ghost(errand, found))
                 raise
             errand = self._afresh(errand)
         return found
 
-    async def _ghost(self, errand: Errand) -> None:
-        """The call of a client that has left: it goes out all the same."""
-        await errand.upstreams.somebody_back()
-        found = await self._ask(self._afresh(errand))
+    async def _wait_in_step(self, errand: Errand, failure: Failure) -> None:
+        if failure.upstream is None:
+            await errand.upstreams.somebody_back()
+        else:
+            now_us = self._clock.now_us()
+            await sleep_us(self._clock, HERD_STEP_US - now_us % HERD_STEP_US)
+
+    async def _ghost(self, errand: Errand, found: Forwarded | Failure) -> None:
+        """The call of a client that has left: it goes out all the same, until it is answered."""
+        while isinstance(found, Failure) and (found.upstream is None or found.overload):
+            await self._wait_in_step(errand, found)
+            found = await self._ask(self._afresh(errand))
         if isinstance(found, Forwarded):
             try:
                 async for _ in found.chunks:
