@@ -169,7 +169,7 @@ class Report:
                 told = notes
 
     def _limit(self, cell: Cell) -> str:
-        sign = self.glyphs.at_least if cell.unit == "share" else self.glyphs.at_most
+        sign = self.glyphs.at_least if cell.bound == "min" else self.glyphs.at_most
         return f"{cell.metric} {sign} {words.quantity(cell.limit, cell.unit)}"
 
     def _cell(self, table: _Columns, cell: Cell) -> Iterator[Text]:

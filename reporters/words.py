@@ -70,7 +70,7 @@ def seconds(value: float | None, beside: float | None = None) -> str:
 
 
 def quantity(value: Number, unit: str, beside: float | None = None) -> str:
-    """A number of a cell in its unit (share | ms | s); ``inf`` stays, None is ``-``."""
+    """A number of a cell in its unit; ``inf`` stays, None is ``-``."""
     if value is None:
         return NOTHING
     if isinstance(value, str):
@@ -79,7 +79,10 @@ def quantity(value: Number, unit: str, beside: float | None = None) -> str:
         return "inf"
     if unit == "share":
         return share(value, beside)
-    return milliseconds(value, beside) if unit == "ms" else seconds(value, beside)
+    if unit in {"ms", "s"}:
+        return milliseconds(value, beside) if unit == "ms" else seconds(value, beside)
+    said = digits(value, 4, [] if beside is None else [beside])
+    return {"per s": f"{said}/s", "x": f"{said}x", "": said}.get(unit, f"{said} {unit}")
 
 
 def interval(low: Number, high: Number, unit: str) -> str:

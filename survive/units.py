@@ -43,6 +43,7 @@ _RATE = re.compile(rf"{_NUMBER}\s*([kKMBG]?)\s*/\s*(sec|s|min|m|hour|h|day|d)")
 _SHARE = re.compile(rf"{_NUMBER}\s*%")
 _SCALE = re.compile(r"(\d+)\s*/\s*(\d+)")
 _FACTOR = re.compile(rf"{_NUMBER}\s*x")
+_COST = re.compile(rf"{_NUMBER}\s*([A-Z]{{3}})\s+per\s+(\d+)\s*([kM]?)\s+(tokens|answers)")
 _MONEY = re.compile(rf"{_NUMBER}\s*([A-Z]{{3}})\s*/\s*(h|hour|d|day|s|min)")
 
 
@@ -105,6 +106,31 @@ def price(text: object) -> Price:
     """``"2.50 USD/h"`` → Price(2.5, "USD", 3600)."""
     found = _match(_MONEY, text, "price", "2.50 USD/h")
     return Price(float(found[1]), found[2], {"min": 60}.get(found[3]) or _PER_UNITS[found[3]])
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Money for so many tokens or good answers."""
+
+    amount: float
+    currency: str
+    each: str  # "1M", "1k", "500", as written
+    count: int
+    what: str  # tokens | answers
+
+    @property
+    def unit(self) -> str:
+        """``USD per 1M tokens``."""
+        return f"{self.currency} per {self.each} {self.what}"
+
+
+def cost(text: object) -> Cost:
+    """``"3 USD per 1M tokens"``, ``"2 USD per 1k answers"``."""
+    found = _match(_COST, text, "cost", "3 USD per 1M tokens or 2 USD per 1k answers")
+    count = int(found[3]) * _MULTIPLES[found[4]]
+    if not count:
+        raise UnitError(f"{text!r} is per nothing")
+    return Cost(float(found[1]), found[2], f"{int(found[3])}{found[4]}", count, found[5])
 
 
 class Duration(int):

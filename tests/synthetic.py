@@ -46,6 +46,7 @@ class Fate:
     wait: int = 0
     who: str = ""
     why: str = ""
+    tokens: int = 0
 
 
 def phase(name, start_s, end_s, rps, end_rps=None, *, warm_up=False, shares=None):
@@ -108,6 +109,8 @@ class Story:
     harness: tuple[tuple[int, Series, int], ...] = ()  # (t_us, series, value)
     extra: tuple[tuple[Key, Counts], ...] = ()
     mislay: int = 0  # requests that the load forgets to file
+    probed: tuple[dict, ...] = ()  # fields of probe_seen events
+    probes_done: bool = True
 
     @property
     def plan(self) -> Plan:
@@ -151,6 +154,11 @@ class Story:
         yield -5 * S, "run_started", {"host": self.host, "grades": grades, **self.asked}
         for fault in plan.faults:
             yield from self._fault_events(fault)
+        for fields in self.probed:
+            yield fields["end_us" if "end_us" in fields else "start_us"], "probe_seen", fields
+        if self.probed and self.probes_done:
+            done = {"probe": "", "done": True, "sent": len(self.probed)}
+            yield plan.end_us + 100 * MS, "probe_seen", done
         if self.stopped:
             yield plan.end_us, "stopped", self.stopped
         yield plan.end_us + S, "run_ended", {
@@ -194,6 +202,26 @@ class Story:
         }  # fmt: skip
 
 
+def findings(probe, metric, every_ms, end_s, judge=lambda t_us: True, value=None, took=5 * MS):
+    """Probings at a fixed schedule; ``judge(t_us)`` says how each went, ``value(t_us)`` its µs."""
+    for start in range(every_ms * MS // 2, end_s * S, every_ms * MS):
+        ok = judge(start)
+        yield {
+            "probe": probe, "metric": metric, "start_us": start, "end_us": start + took, "ok": ok,
+            "value_us": value(start) if value and ok else None,
+            "why": "" if ok else "it was not so",
+        }  # fmt: skip
+
+
+def scrapes(service, end_s, values):
+    """One scrape a second; ``values(second)``."""
+    for second in range(end_s):
+        yield {
+            "probe": "scrape", "service": service, "start_us": second * S + 300 * MS,
+            "values": values(second),
+        }  # fmt: skip
+
+
 def slice_of(plan, t_us):
     return bisect.bisect_right(plan.slices, (t_us, 1 << 62)) - 1
 
@@ -222,6 +250,8 @@ def samples(plan, t_us, kind, fate):
             yield sample(Series.TTFT, fate.ttft, "ok")
         for gap in fate.gaps:
             yield sample(Series.ITL, gap, "ok")
+        if fate.tokens:
+            yield sample(Series.TOKENS, fate.tokens, "ok")
         if fate.gaps:
             yield sample(Series.TPOT, sum(fate.gaps) // len(fate.gaps), "ok")
 

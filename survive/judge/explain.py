@@ -7,13 +7,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from survive.contracts import Fault
+from survive.judge.cells import unit_of
 from survive.judge.metrics import allowed_share
-from survive.judge.statistics import tolerates
+from survive.judge.probed import SCRAPE_US
+from survive.judge.statistics import NONE_LEAST, tolerates
 from survive.judge.windows import Windows, windows_of
 from survive.plan.arrivals import expected
 from survive.plan.model import Plan
 from survive.plan.plan import make_plan, planned_per_slice
-from survive.scenario.model import FaultPlan, Metric, Objective, Phase, Scenario, Service
+from survive.scenario.model import (
+    GAUGES,
+    PROBED,
+    TALLIED,
+    FaultPlan,
+    Metric,
+    Objective,
+    Phase,
+    Scenario,
+    Service,
+)
 from survive.units import SECOND, show_rps, show_us
 
 FaultOf = Callable[[str], Fault]
@@ -127,7 +139,7 @@ def too_few(scenario: Scenario, plan: Plan | None = None) -> list[str]:
     return [
         f"{cell.objective.name} for {cell.request} during {cell.window} {_power(cell)}"
         for cell in _planned_cells(scenario, plan)
-        if tolerates(cell.n, allowed_share(cell.objective)) is None
+        if _tolerated(cell) is None
     ]
 
 
@@ -145,13 +157,21 @@ def _planned_cells(scenario: Scenario, plan: Plan) -> Iterator[_PlannedCell]:
     windows = Windows(plan)
     planned = planned_per_slice(plan)
     for objective in scenario.objectives.values():
-        if objective.metric is Metric.RECOVERY:
+        if objective.metric not in TALLIED | PROBED | GAUGES:
             continue
         for window in windows_of(objective, plan):
             inside = windows.slices_of(window)
-            for kind in objective.of:
-                n = int(planned[inside, plan.kinds.index(kind)].sum())
-                yield _PlannedCell(objective, kind, window, n)
+            for name in objective.of:
+                if objective.metric in TALLIED:
+                    n = int(planned[inside, plan.kinds.index(name)].sum())
+                else:
+                    n = windows.span_us(window) // _every_us(scenario, objective, name)
+                yield _PlannedCell(objective, name, window, n)
+
+
+def _every_us(scenario: Scenario, objective: Objective, name: str) -> int:
+    """How often is looked, by a probe or at a service's own metrics."""
+    return SCRAPE_US if objective.metric in GAUGES else scenario.probes[name].every_us
 
 
 def _cells(scenario: Scenario, plan: Plan) -> list[str]:
@@ -160,9 +180,9 @@ def _cells(scenario: Scenario, plan: Plan) -> list[str]:
         for cell in _planned_cells(scenario, plan)
     ]
     rows += [
-        (objective.name, "", window, _recovery(objective))
+        (objective.name, "", window, _exact(objective))
         for objective in scenario.objectives.values()
-        if objective.metric is Metric.RECOVERY
+        if objective.metric not in TALLIED | PROBED | GAUGES
         for window in windows_of(objective, plan)
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
@@ -172,20 +192,32 @@ def _cells(scenario: Scenario, plan: Plan) -> list[str]:
     ]
 
 
-def _recovery(objective: Objective) -> str:
-    return (
-        f"within {show_us(objective.limit)} of the heal, "
-        f"stable for {show_us(objective.stable_for_us)}"
-    )
+def _exact(objective: Objective) -> str:
+    """What is no share: one number of this episode."""
+    stable = f", stable for {show_us(objective.stable_for_us)}"
+    if objective.metric is Metric.RECOVERY:
+        return f"within {show_us(objective.limit)} of the heal{stable}"
+    if objective.metric is Metric.SCALE_UP:
+        return f"within {show_us(objective.limit)} of the phase's start{stable}"
+    side = "at least" if objective.at_least else "at most"
+    return f"{objective.metric} {side} {objective.limit:g} {unit_of(objective)}"
+
+
+def _tolerated(cell: _PlannedCell) -> int | None:
+    """How many bad ones still survive; None if not even none is enough."""
+    allowed = allowed_share(cell.objective)
+    if allowed <= 0 and cell.objective.metric not in TALLIED:
+        return 0 if cell.n >= NONE_LEAST else None
+    return tolerates(cell.n, allowed)
 
 
 def _power(cell: _PlannedCell) -> str:
     allowed = allowed_share(cell.objective)
-    bad = tolerates(cell.n, allowed)
+    bad = _tolerated(cell)
     if bad is not None:
         return f"tolerates {bad:,} bad of {cell.n:,}"
-    if allowed <= 0:
+    if allowed <= 0 and cell.objective.metric in TALLIED:
         return "cannot be decided: no number of requests can show 100 %"
     # Zero bad of n convinces when (1 - allowed)^n <= 5 %.
-    least = math.ceil(math.log(0.05) / math.log1p(-allowed))
+    least = math.ceil(math.log(0.05) / math.log1p(-allowed)) if allowed > 0 else NONE_LEAST
     return f"cannot be decided: {cell.n:,} planned, {least:,} needed with none bad"

@@ -15,20 +15,36 @@ import numpy as np
 
 from survive.contracts import Grade
 from survive.errors import RecordError
+from survive.judge.budget import budget_of
+from survive.judge.cells import Evidence, metric_name, other_cells, shown_limit, unit_of
+from survive.judge.dispersion import LEAST_US
+from survive.judge.episodes import episodes
 from survive.judge.exits import Facts, exit_as_asked, exit_code, word_of
-from survive.judge.faults import Life, lives
+from survive.judge.faults import ONE_SHOT, PROVEN, Life, lives
 from survive.judge.grades import asked_of, fault_grades, lowest, ungraded
+from survive.judge.hysteresis import loop_of
 from survive.judge.load import conservation, guilt, load_report
 from survive.judge.metrics import Tally, allowed_share
+from survive.judge.probed import missing, seen
+from survive.judge.rates import amplification, counted
 from survive.judge.recovery import SAME_LOAD, Recovery, Steady, recovery_word, watch
 from survive.judge.statistics import decide, lower_bound, upper_bound
-from survive.judge.verdict import Cell, FaultReport, Number, ReplicaShare, Verdict, Word
+from survive.judge.verdict import (
+    Cell,
+    Episodes,
+    FaultReport,
+    Loop,
+    Number,
+    ReplicaShare,
+    Verdict,
+    Word,
+)
 from survive.judge.windows import Group, Windows, groups, windows_of
 from survive.record.events import Event, EventName
 from survive.record.reader import Record
-from survive.record.samples import Outcome
+from survive.record.samples import BAD, Outcome
 from survive.record.table import I64, OUTCOME_CODE, OUTCOMES
-from survive.scenario.model import Metric, Objective, Scenario
+from survive.scenario.model import GAUGES, PROBED, TALLIED, Metric, Objective, Scenario
 from survive.units import SECOND
 
 _DEFAULT_STABLE_US = 5 * SECOND  # half of the 10 s that are watched when no objective says
@@ -65,6 +81,11 @@ class _Judgement:
         self._windows = Windows(self._plan, late)
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._steady = self._steady_objectives()
+        self._seen = seen(record.events)
+        self._evidence = Evidence(
+            record, scenario, self._windows, self._seen,
+            [one for _, one in self._steady], self._tally,
+        )  # fmt: skip
         self._guilt = guilt(self._plan, self._table, self._windows)
 
     def _check(self) -> None:
@@ -72,7 +93,8 @@ class _Judgement:
         if set(self._scenario.faults) != known:
             raise RecordError("the scenario has other faults than the plan of this run")
         for objective in self._scenario.objectives.values():
-            if unknown := sorted(set(objective.of) - set(self._plan.kinds)):
+            named = set() if objective.metric in PROBED | GAUGES else set(objective.of)
+            if unknown := sorted(named - set(self._plan.kinds)):
                 raise RecordError(f"the plan of this run has no request {unknown[0]!r}")
 
     def verdict(self) -> Verdict:
@@ -88,14 +110,17 @@ class _Judgement:
         asked = asked_of(self._record, "inconclusive")
         code = exit_as_asked(facts, asked)
         said = [f"exit {code:d}, as --inconclusive {asked} asks"] * (code != exit_code(facts))
+        reports = [self._fault_report(w, grades[w.life.window.fault]) for w in watched]
         return Verdict(
             verdict=word,
             exit_code=code,
             reasons=(*facts.reasons(), *said),
             objectives=tuple(cells),
-            faults=tuple(self._fault_report(w, grades[w.life.window.fault]) for w in watched),
+            faults=tuple(reports),
             load=load_report(self._plan, self._table, self._windows),
             grade=str(grade),
+            episodes=tuple(self._episodes(reports)),
+            loops=tuple(self._loops()),
         )
 
     # ------------------------------------------------------------------ objectives
@@ -107,11 +132,12 @@ class _Judgement:
             self._tallies[key] = Tally(self._table, self._windows, objective, at)
         return self._tallies[key]
 
-    def _steady_objectives(self) -> list[Steady]:
+    def _steady_objectives(self) -> list[tuple[str, Steady]]:
+        """(objective, what it means for one kind) of what recovery is recovery of."""
         return [
-            Steady(kind, allowed_share(objective), self._tally(objective, kind))
+            (objective.name, Steady(kind, allowed_share(objective), self._tally(objective, kind)))
             for objective in self._scenario.objectives.values()
-            if objective.during == "steady" and objective.metric is not Metric.RECOVERY
+            if objective.during == "steady" and objective.metric in TALLIED
             for kind in objective.of
         ]
 
@@ -119,11 +145,7 @@ class _Judgement:
         cells = [
             cell
             for objective in self._scenario.objectives.values()
-            for cell in (
-                self._recovery_cells(objective)
-                if objective.metric is Metric.RECOVERY
-                else self._share_cells(objective)
-            )
+            for cell in self._cells_of(objective)
         ]
         steady = [cell.verdict for cell in cells if cell.window == "steady"]
         if Word.INCONCLUSIVE not in steady:
@@ -135,6 +157,15 @@ class _Judgement:
             for cell in cells
         ]
 
+    def _cells_of(self, objective: Objective) -> Iterator[Cell]:
+        if objective.metric is Metric.RECOVERY:
+            yield from self._recovery_cells(objective)
+        elif objective.metric in TALLIED:
+            yield from self._share_cells(objective)
+        else:
+            for cell in other_cells(self._evidence, objective):
+                yield self._if_proven(replace(cell, with_faults=self._with(cell.window)))
+
     def _share_cells(self, objective: Objective) -> Iterator[Cell]:
         for window in windows_of(objective, self._plan):
             for kind in objective.of:
@@ -143,19 +174,22 @@ class _Judgement:
     def _share_cell(self, objective: Objective, kind: str, window: str) -> Cell:
         tally = self._tally(objective, kind)
         n, bad = tally.total(window)
-        interval = (lower_bound(bad, n), upper_bound(bad, n))
-        judged = tally.judged(window, objective, interval)
-        seconds = self._windows.span_us(window) / SECOND
-        decision = decide(bad, n, allowed_share(objective), n / seconds if seconds else 0.0)
-        timed = objective.percentile is not None
+        span_us = self._windows.span_us(window)
+        effect = 1.0
+        if window == "steady" and span_us >= LEAST_US and 0 < bad < n:
+            effect = tally.effect(window)
+        interval = (lower_bound(bad / effect, n / effect), upper_bound(bad / effect, n / effect))
+        judged = tally.judged(window, objective, interval, effect)
+        rps = n * SECOND / span_us if span_us else 0.0
+        decision = decide(bad, n, allowed_share(objective), rps, effect)
         cell = Cell(
             name=objective.name,
-            metric=_metric(objective),
+            metric=metric_name(objective),
             request=kind,
             window=window,
             verdict=decision.word,
-            limit=objective.limit / 1000 if timed else objective.limit,
-            unit="ms" if timed else "share",
+            limit=shown_limit(objective),
+            unit=unit_of(objective),
             observed=judged.observed,
             low=judged.low,
             high=judged.high,
@@ -164,6 +198,7 @@ class _Judgement:
             why=decision.why,
             observed_ok=judged.observed_ok,
             with_faults=self._with(window),
+            bound="min" if objective.at_least else "max",
         )
         if judged.undecided:
             cell = _tempered(cell, f"the fate of {judged.undecided} requests is not known")
@@ -194,11 +229,12 @@ class _Judgement:
                 yield group, self._lives[fault.fault]
 
     def _watch(self, stable_us: int) -> list[_Watched]:
+        steady = self._evidence.steady
         return [
             _Watched(
                 life,
                 group,
-                watch(group, life, self._origin(group), self._steady, self._windows, stable_us),
+                watch(group, life, self._origin(group), steady, self._windows, stable_us),
             )
             for group, life in self._groups()
         ]
@@ -240,7 +276,7 @@ class _Judgement:
             yield self._if_proven(
                 Cell(
                     name=objective.name,
-                    metric=_metric(objective),
+                    metric=metric_name(objective),
                     request="",
                     window=f"recovery:{name}",
                     verdict=word,
@@ -302,7 +338,41 @@ class _Judgement:
             evidence=life.evidence,
             replicas=self._replicas(life.window.fault),
             failures=self._failures(life.window.fault),
+            amplification=self._amplification(life.window.fault),
+            budget=budget_of(life.window, self._steady, self._windows) if life.proven else None,
         )
+
+    def _amplification(self, name: str) -> float | None:
+        every = range(len(self._plan.kinds))
+        return amplification(self._table, self._windows, every, f"fault:{name}")[0]
+
+    def _episodes(self, reports: Sequence[FaultReport]) -> Iterator[Episodes]:
+        """Of faults that came several times; what was not proven is no episode."""
+        for pool in dict.fromkeys(fault.pool for fault in self._plan.faults if fault.pool):
+            names = self._windows.repeats(pool)
+            mine = [r for r in reports if r.name in names and r.proof == PROVEN]
+            measures: dict[str, list[Number]] = {
+                "recovered_after_s": [_never(r) for r in mine],
+                "error_window_s": [r.error_window_s for r in mine],
+                "success": [self._success(f"fault:{r.name}") for r in mine],
+            }
+            for measure, values in measures.items():
+                better = measure == "success"
+                if found := episodes(pool, measure, values, more_is_better=better):
+                    yield found
+
+    def _success(self, window: str) -> float | None:
+        every = range(len(self._plan.kinds))
+        ok, bad = (
+            sum(counted(self._table, self._windows, every, window, outcome) for outcome in outcomes)
+            for outcomes in ((Outcome.OK,), BAD)
+        )
+        return ok / (ok + bad) if ok + bad else None
+
+    def _loops(self) -> Iterator[Loop]:
+        for objective in self._scenario.objectives.values():
+            if found := loop_of(objective, self._evidence.steady, self._windows):
+                yield found
 
     def _named_in(self, window: str, named: I64) -> I64:
         """The lines of ``who`` or ``why`` whose requests belong to a window and went bad."""
@@ -374,6 +444,7 @@ class _Judgement:
             raise RecordError(f"the run ended in a way that this version does not know: {how!r}")
         yield from self._guilt
         if how == "complete":
+            yield from missing(self._seen, self._scenario, self._plan)
             wrong = conservation(self._plan, self._table, self._windows)
             yield from (f"the load's own books do not balance: {line}" for line in wrong[:3])
 
@@ -394,10 +465,12 @@ def _tempered(cell: Cell, why: str) -> Cell:
     return replace(cell, verdict=Word.INCONCLUSIVE, why=f"{why}; {cell.why}" if cell.why else why)
 
 
-def _metric(objective: Objective) -> str:
-    if objective.percentile is None:
-        return str(objective.metric)
-    return f"{objective.metric}.p{round(objective.percentile * 100, 6):g}"
+def _never(report: FaultReport) -> Number:
+    """After how long it was back; "inf" if it was watched and never was."""
+    unseen = report.heal_proof not in {PROVEN, ONE_SHOT} or report.residual is None
+    if report.recovered_after_s is None and not unseen:
+        return "inf"
+    return report.recovered_after_s
 
 
 def _seconds(us: int | None) -> float | None:
@@ -420,7 +493,7 @@ def _shown(cell: Cell, value: Number) -> str:
         return "nothing measured"
     if isinstance(value, str):
         return value
-    return f"{value:.4g} {cell.unit}" if cell.unit != "share" else f"{value * 100:.4g} %"
+    return f"{value * 100:.4g} %" if cell.unit == "share" else f"{value:.4g} {cell.unit}".rstrip()
 
 
 def _broke(cell: Cell) -> str:

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from survive.judge.dispersion import design_effect
 from survive.judge.statistics import rank_interval
 from survive.judge.verdict import Number
 from survive.judge.windows import Mask, Windows
 from survive.record.hdr import highest_of, index_of
 from survive.record.samples import BAD, UNDECIDED, Outcome, Series
 from survive.record.table import COLUMN, I64, Table
-from survive.scenario.model import Metric, Objective
+from survive.scenario.model import GAUGES, Metric, Objective
 
 SERIES = {
     Metric.LATENCY: Series.LATENCY,
@@ -42,7 +43,11 @@ _UNDECIDED_COLUMNS = [COLUMN[outcome] for outcome in UNDECIDED]
 
 
 def allowed_share(objective: Objective) -> float:
-    """The share of bad requests that an objective allows."""
+    """The share of bad requests (findings, scrapes) that an objective allows."""
+    if objective.metric is Metric.LEAKED:
+        return objective.limit
+    if objective.metric in GAUGES and objective.percentile is None:
+        return 0.0  # in every scrape
     good = objective.limit if objective.percentile is None else objective.percentile
     return round(1 - good, 12)  # 1 − 0.99 is not 0.01 in binary
 
@@ -105,6 +110,12 @@ class Tally:
             by_slice(self._ok), by_slice(self._not_ok), by_slice(self._measured), over
         )
 
+    def effect(self, window: str) -> float:
+        """The design effect of the window's bad requests, by the table's segments."""
+        n, bad = self.per_slice(window)  # of a segment that is no single slice: at its first
+        at = self._windows.first_slice
+        return design_effect(np.add.reduceat(n, at), np.add.reduceat(bad, at))
+
     def total(self, window: str) -> tuple[int, int]:
         """(n, bad) of a window."""
         rows, sets = self._masks(window)
@@ -116,8 +127,10 @@ class Tally:
         )
         return int(n[0]), int(bad[0])
 
-    def judged(self, window: str, objective: Objective, interval: tuple[float, float]) -> Judged:
-        """A cell's numbers; ``interval`` is that of the bad share."""
+    def judged(
+        self, window: str, objective: Objective, interval: tuple[float, float], effect: float = 1.0
+    ) -> Judged:
+        """A cell's numbers; ``interval`` is that of the bad share, ``effect`` as in `decide`."""
         rows, _ = self._masks(window)
         n, bad = self.total(window)
         undecided = int(self._undecided[rows].sum())
@@ -126,15 +139,24 @@ class Tally:
         if objective.percentile is None:
             low, high = 1 - interval[1], 1 - interval[0]
             return Judged(n, bad, undecided, 1 - bad / n, None, low, high)
-        return self._percentile(window, n, bad, undecided, objective.percentile)
+        ranks = _ranks(n, objective.percentile, effect)
+        return self._percentile(window, n, bad, undecided, objective.percentile, ranks)
 
-    def _percentile(self, window: str, n: int, bad: int, undecided: int, share: float) -> Judged:
+    def _percentile(
+        self,
+        window: str,
+        n: int,
+        bad: int,
+        undecided: int,
+        share: float,
+        ranks: tuple[int, int],
+    ) -> Judged:
         rows, sets = self._masks(window)
         values = self._table.dense(self._sets, sets)
         cumulative = np.cumsum(values)
         gone = int(self._not_ok[rows].sum()) + self._missing(rows)
         finite = n - gone
-        low, high = rank_interval(n, share)
+        low, high = ranks
         due = max(1, -int(-round(share * n, 9) // 1))
 
         def at_rank(rank: int) -> Number:
@@ -185,3 +207,13 @@ class Tally:
             return heard + not_ok, not_ok - (-(over * heard) // gaps)
         missing = np.maximum(ok - measured, 0)
         return ok + not_ok, not_ok + over + missing
+
+
+def _ranks(n: int, share: float, effect: float) -> tuple[int, int]:
+    """The ranks that hold a percentile; clusters make them wider by what they take from n."""
+    fewer = max(1, round(n / effect))
+    low, high = rank_interval(fewer, share)
+    if effect == 1.0:
+        return low, high
+    top = n + 1 if high > fewer else min(n, -(-high * n // fewer))
+    return low * n // fewer, top

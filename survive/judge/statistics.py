@@ -56,14 +56,14 @@ def incomplete_beta(a: float, b: float, x: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def binomial_cdf(k: int, n: int, p: float) -> float:
-    """P(X ≤ k) of X ~ Binomial(n, p)."""
+def binomial_cdf(k: float, n: float, p: float) -> float:
+    """P(X ≤ k) of X ~ Binomial(n, p), continued to real k and n by the beta function."""
     if k < 0:
         return 0.0
     return 1.0 if k >= n else incomplete_beta(n - k, k + 1, 1 - p)
 
 
-def upper_bound(bad: int, n: int, alpha: float = ALPHA) -> float:
+def upper_bound(bad: float, n: float, alpha: float = ALPHA) -> float:
     """The largest share that ``bad`` of ``n`` does not rule out at ``alpha``; 1 if n is 0."""
     if bad >= n:
         return 1.0
@@ -71,7 +71,7 @@ def upper_bound(bad: int, n: int, alpha: float = ALPHA) -> float:
     return _beta_quantile(1 - alpha, bad + 1, n - bad)
 
 
-def lower_bound(bad: int, n: int, alpha: float = ALPHA) -> float:
+def lower_bound(bad: float, n: float, alpha: float = ALPHA) -> float:
     """The smallest share that ``bad`` of ``n`` does not rule out at ``alpha``; 0 if none is bad."""
     if bad <= 0:
         return 0.0
@@ -103,28 +103,50 @@ class Decision:
     why: str = ""
 
 
-def significantly_good(bad: int, n: int, allowed: float) -> bool:
+def significantly_good(bad: float, n: float, allowed: float) -> bool:
     """The one-sided upper bound of the bad share is within what is allowed."""
     return allowed >= 1 or (n > 0 and allowed > 0 and binomial_cdf(bad, n, allowed) <= ALPHA)
 
 
-def significantly_bad(bad: int, n: int, allowed: float) -> bool:
+def significantly_bad(bad: float, n: float, allowed: float) -> bool:
     """The one-sided lower bound of the bad share is above what is allowed."""
     return bad > 0 and allowed < 1 and 1 - binomial_cdf(bad - 1, n, max(allowed, 0.0)) < ALPHA
 
 
-def decide(bad: int, n: int, allowed: float, rps: float) -> Decision:
-    """Survived, failed, or undecided at 95 %. ``rps``: requests per second that would come on."""
-    if significantly_good(bad, n, allowed):
+def decide(bad: int, n: int, allowed: float, rps: float, effect: float = 1.0) -> Decision:
+    """Survived, failed, or undecided at 95 %. ``rps``: requests per second that would come on.
+
+    ``effect`` is the design effect of clusters: so many requests weigh as one.
+    """
+    if significantly_good(bad / effect, n / effect, allowed):
         return Decision(Word.SURVIVED)
-    if significantly_bad(bad, n, allowed):
+    if significantly_bad(bad / effect, n / effect, allowed):
         return Decision(Word.FAILED)
+    if significantly_good(bad, n, allowed) or significantly_bad(bad, n, allowed):
+        return Decision(
+            Word.INCONCLUSIVE,
+            f"what is bad comes in clusters: {n:,} requests weigh as {n / effect:,.0f}; "
+            "a longer steady load would decide",
+        )
     if n == 0:
         return Decision(Word.INCONCLUSIVE, "nothing was measured in this window")
     if allowed <= 0:
         return Decision(Word.INCONCLUSIVE, "no number of requests can show 100 %")
     worse = "; what was seen is worse than the limit" if bad / n > allowed else ""
     return Decision(Word.INCONCLUSIVE, _more_needed(bad, n, allowed, rps) + worse)
+
+
+NONE_LEAST = 59  # good ones that show 95 % at 95 %: 0.95^59 < 5 %
+
+
+def decide_none(bad: int, n: int) -> Decision:
+    """A limit of 100 % means none: one bad is one too many, and enough must have been looked at
+    (docs/decisions/0004)."""
+    if bad:
+        return Decision(Word.FAILED)
+    if n >= NONE_LEAST:
+        return Decision(Word.SURVIVED)
+    return Decision(Word.INCONCLUSIVE, f"{n} findings, {NONE_LEAST} needed with none bad")
 
 
 def _more_needed(bad: int, n: int, allowed: float, rps: float) -> str:

@@ -23,18 +23,18 @@ class Word(StrEnum):
 class Cell:
     """One objective × request kind × window: the unit of judgement.
 
-    Shares as 0..1; latencies in ms; recovery in s. ``observed`` of a percentile objective is that
-    percentile with failures as +infinity ("inf"), ``observed_ok`` the same of successes alone;
+    Shares as 0..1; latencies in ms; other times in s. ``observed`` of a percentile objective is
+    that percentile with failures as +infinity ("inf"), ``observed_ok`` that of successes alone;
     ``low``/``high`` the two-sided 90 % interval of ``observed``; ``n``/``bad`` the share judged.
     """
 
     name: str
     metric: str  # "ttft.p95"
-    request: str
+    request: str  # a request kind, a probe or a service; "" = all together
     window: str  # "fault:gpu-loss"
     verdict: Word
     limit: float
-    unit: str  # share | ms | s
+    unit: str  # share | ms | s | per s | x | "" (a count) | "USD per 1M tokens"
     observed: Number
     low: Number
     high: Number
@@ -43,6 +43,7 @@ class Cell:
     why: str = ""  # one sentence where the verdict is not plain from the numbers
     observed_ok: Number = None
     with_faults: tuple[str, ...] = ()  # other faults that were open in this window
+    bound: str = "max"  # the limit is a min or a max
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,50 @@ class ReplicaShare:
     def factor(self) -> float:
         """Black-hole factor: 1 = fair."""
         return self.share / self.fair if self.fair else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one incident like this fault costs of 30 days' error budget, and would it page.
+
+    Of the steady objective that it costs most. Formulas stand in `survive/judge/budget.py`.
+    """
+
+    objective: str
+    request: str
+    bad: int  # requests, from inject to the end of its watch
+    share: float  # of the 30-day budget; 1 = all of it
+    burn_1h: float  # burn rate over the worst hour: 1 = the budget lasts just 30 days
+    burn_5m: float
+    pages: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Episodes:
+    """One measure of a fault over its repeats ``x#1``, ``x#2``, ...: what runs differ by."""
+
+    fault: str
+    measure: str  # recovered_after_s | error_window_s | success
+    values: tuple[Number, ...]  # in order of time; None = never, or not measured
+    median: Number
+    worst: Number
+    low: Number  # 90 % interval of the median over such episodes, by rank; None = no such rank
+    high: Number
+    confidence: float  # what that interval really holds
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What lowering the load did to a system that stayed broken: well | broken | undecided."""
+
+    objective: str
+    rps: float
+    relief_rps: float
+    before: str
+    relief: str
+    again: str
+    hysteresis: bool  # the same load carries both states, and relief leads from one to the other
+    told: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +129,8 @@ class FaultReport:
     evidence: str = ""  # one observation while active, in words
     replicas: tuple[ReplicaShare, ...] = ()
     failures: tuple[tuple[str, int], ...] = ()  # why → count, most first
+    amplification: float | None = None  # attempts ÷ intents while it was on
+    budget: Budget | None = None  # None = no steady objective, or not proven
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +175,8 @@ class Verdict:
     faults: tuple[FaultReport, ...]
     load: LoadReport
     grade: str  # lowest grade of all faults and of the target; "real" if none
+    episodes: tuple[Episodes, ...] = ()  # of faults that came at least three times
+    loops: tuple[Loop, ...] = ()  # of recovery objectives with `hysteresis:`
     version: int = 1
 
     def to_json(self) -> dict[str, Json]:

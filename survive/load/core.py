@@ -721,6 +721,8 @@ class Exchange:
         if stream.gaps_us:
             filing.add_for(job, crossed, Series.ITL, Outcome.OK, stream.gaps_us)
         tokens = stream.output_tokens
+        if tokens:
+            filing.add_for(job, crossed, Series.TOKENS, Outcome.OK, (tokens,))
         if tokens >= 2:
             span = ((end_us - first) // (tokens - 1),)
             filing.add_for(job, crossed, Series.TPOT, Outcome.OK, span)

@@ -14,6 +14,7 @@ attempt        request put on the wire (retries are more)      end − send     
 ttft           ok streamed request                             first content − intended   ok
 itl            gap between two content events, ok requests     gap                     ok
 tpot           ok request with ≥ 2 output tokens               (end−first)/(tokens−1)  ok
+tokens         ok streamed request                             output tokens           ok
 idle           second of a load worker                         µs its loop was idle    ""
 starved        second in which lanes were waited for while     requests that waited    ""
                the loop was never idle (kind = "harness")
@@ -61,6 +62,7 @@ class Series(StrEnum):
     TTFT = "ttft"
     ITL = "itl"
     TPOT = "tpot"
+    TOKENS = "tokens"
     IDLE = "idle"
     STARVED = "starved"
 

@@ -9,7 +9,9 @@ Columns, not objects: a 24-hour run must be judged in seconds. It holds
 
 A segment is a run of slices that no window divides: between all cuts, phase ends and minutes, and
 every slice by itself inside fault and recovery windows, where recovery is looked for slice by
-slice. So any limit can be judged after the run, and none needs to be known while recording.
+slice. Phases of up to ten minutes are single slices, too: clusters of bad seconds and the way back
+from a step of load are seen in them; a day's worth of such sets would not fit. So any limit can be
+judged after the run, and none needs to be known while recording.
 
 The order of deltas changes nothing, with one exception: chart percentiles of a second are fixed
 once the run is past its largest timeout by half a minute; a delta later than that is counted
@@ -41,7 +43,7 @@ I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 U16 = npt.NDArray[np.uint16]
 
-VERSION = 1
+VERSION = 2
 OUTCOMES = tuple(Outcome)
 COUNTED = tuple(series for series in Series if series is not Series.LATENCY)
 COLUMN: dict[str, int] = {
@@ -55,6 +57,8 @@ INFINITE = -1  # how a chart percentile says so
 _CHART_SLACK_S = 30
 _OPEN_SEGMENTS = 8  # sets of older segments are packed; a late delta unpacks by merging
 _MINUTE_US = 60 * SECOND
+FINE_US = 10 * _MINUTE_US  # a phase no longer than this is kept slice by slice
+_MOST_FINE = 20  # such phases; a day that is made of hundreds is kept by the minute
 _DAMAGE = (
     OSError,
     ValueError,
@@ -75,6 +79,9 @@ def segments_of(plan: Plan) -> I64:
     phase = phases_of(plan, starts)
     minute = starts // _MINUTE_US
     single = starts >= plan.end_us - max(plan.timeouts_us, default=0)
+    short = np.array([p.end_us - p.start_us <= FINE_US for p in plan.phases], dtype=np.bool_)
+    if short.sum() <= _MOST_FINE:
+        single |= short[phase]
     for fault in plan.faults:
         single |= (starts >= fault.inject_us) & (starts < fault.recovery_end_us)
     cut = single.copy()

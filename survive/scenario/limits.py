@@ -3,40 +3,89 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
 
 from survive.catalog import nearest
 from survive.contracts import Json
 from survive.scenario.check import Check
 from survive.scenario.model import (
+    GAUGES,
+    PROBED,
+    STREAMS,
+    TALLIED,
+    TIMED,
+    Hysteresis,
     Metric,
     Objective,
+    Probe,
     StopIf,
 )
 from survive.scenario.models import (
+    HysteresisModel,
     ObjectiveModel,
+    PhaseModel,
 )
 from survive.scenario.settings import check_bare
 from survive.scenario.target import WEAKNESSES
 from survive.scenario.tree import Path as Loc
-from survive.units import UnitError, duration_us, share
+from survive.units import Cost, UnitError, cost, duration_us, factor, rate_rps, share
 
-STREAM_METRICS = frozenset({Metric.TTFT, Metric.ITL, Metric.TPOT, Metric.COMPLETE})
-SHARE_METRICS = frozenset({Metric.SUCCESS, Metric.COMPLETE})
-JUDGED = (*STREAM_METRICS, Metric.SUCCESS, Metric.LATENCY, Metric.SERVICE_TIME, Metric.RECOVERY)
+_BACK_AGAIN = frozenset({Metric.RECOVERY, Metric.SCALE_UP})  # of the steady objectives
 _PERCENTILE = re.compile(r"p([0-9]{2}(?:\.[0-9]{1,2})?)")
+_NO_PROBES: Mapping[str, Probe] = MappingProxyType({})
 
 
-def make_objectives(check: Check) -> dict[str, Objective]:
-    """Every objective with its kinds and window resolved."""
-    found = {name: _objective(check, name, model) for name, model in check.model.objectives.items()}
-    steady = any(o.during == "steady" for o in found.values())
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How the limit of a metric is written. ``read`` may return a Cost: its amount is the limit."""
+
+    bounds: tuple[str, ...]  # the first one stands in the example
+    read: Callable[[object], float | Fraction | Cost]
+    example: str
+    zero: bool = False
+
+    def written(self, bound: str = "") -> str:
+        """``min: 99%``."""
+        return f"{bound or self.bounds[0]}: {self.example}"
+
+
+def _count(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UnitError(f"{value!r} is not a count; write it like 3")
+    return float(value)
+
+
+_TIME = _Form(("max",), lambda value: float(duration_us(value)), "800ms")
+_LEAST_SHARE = _Form(("min",), share, "99%")
+_PER_S = _Form(("min",), rate_rps, "90/s")
+_FORMS = {
+    **dict.fromkeys((*TIMED, *_BACK_AGAIN, Metric.FRESHNESS), _TIME),
+    **dict.fromkeys((Metric.SUCCESS, Metric.COMPLETE), _LEAST_SHARE),
+    **dict.fromkeys(PROBED - {Metric.LEAKED, Metric.FRESHNESS}, _LEAST_SHARE),
+    **dict.fromkeys((Metric.GOODPUT, Metric.TOKENS_PER_S), _PER_S),
+    Metric.LEAKED: _Form(("max",), share, "0%", zero=True),
+    Metric.AMPLIFICATION: _Form(("max",), factor, "1.5x"),
+    Metric.COST: _Form(("max",), cost, "3 USD per 1M tokens"),
+    Metric.REPLICAS: _Form(("min", "max"), _count, "3", zero=True),
+    Metric.QUEUE: _Form(("max", "min"), _count, "20", zero=True),
+    **dict.fromkeys((Metric.GPU, Metric.KV), _Form(("max", "min"), share, "95%", zero=True)),
+}
+
+
+def make_objectives(check: Check, probes: Mapping[str, Probe] = _NO_PROBES) -> dict[str, Objective]:
+    """Every objective with its kinds, probes or services, and its window resolved."""
+    models = check.model.objectives.items()
+    found = {name: _objective(check, name, model, probes) for name, model in models}
+    steady = any(o.during == "steady" and o.metric in TALLIED for o in found.values())
     for name, objective in found.items():
-        if objective.metric is Metric.RECOVERY and not steady and check.draft.sound("objectives"):
+        if objective.metric in _BACK_AGAIN and not steady and check.draft.sound("objectives"):
             check.wrong(
                 ("objectives", name),
                 "there is no objective to come back to",
-                "recovery means that objectives with `during: steady` hold again",
+                f"{objective.metric} means that objectives with `during: steady` hold again",
                 key=True,
             )
         if objective.metric is Metric.RECOVERY and not check.draft.names("faults"):
@@ -49,38 +98,45 @@ def make_objectives(check: Check) -> dict[str, Objective]:
     return found
 
 
-def _objective(check: Check, name: str, model: ObjectiveModel) -> Objective:
+def _objective(
+    check: Check, name: str, model: ObjectiveModel, probes: Mapping[str, Probe]
+) -> Objective:
     path: Loc = ("objectives", name)
     metric, percentile = _metric(check, (*path, "metric"), model.metric)
-    limit = _limit(check, path, model, metric) if metric is not None else 0.0
+    bound, limit = _limit(check, path, model, metric) if metric is not None else ("", 0.0)
     metric_ = metric or Metric.SUCCESS
-    recovery = metric is Metric.RECOVERY
     if metric is not None and check.draft.sound(*path, "metric"):
-        _check_recovery_keys(check, path, model, recovery=recovery)
+        _check_keys(check, path, model, metric)
     if model.during is not None:
         _check_window(check, (*path, "during"), model.during)
+    paid = limit if isinstance(limit, Cost) else None
     return Objective(
         name=name,
         metric=metric_,
-        limit=limit,
+        limit=paid.amount if paid else float(limit),  # type: ignore[arg-type]
         percentile=percentile,
-        of=_of(check, path, model.of, metric_),
-        during="each fault" if recovery else (model.during or ""),
+        of=_of(check, path, model.of, metric_, paid, probes),
+        during="each fault" if metric is Metric.RECOVERY else (model.during or ""),
         stable_for_us=model.stable_for or 0,
+        bound=bound if metric_ in GAUGES else "",
+        cost=paid,
+        hysteresis=_hysteresis(check, (*path, "hysteresis"), model.hysteresis),
     )
 
 
 def _metric(check: Check, path: Loc, text: str) -> tuple[Metric | None, float | None]:
     word, dot, rank = text.partition(".")
-    known = [str(m) for m in JUDGED]
+    known = [str(m) for m in Metric]
     if word not in known:
         check.wrong(path, f"unknown metric {word!r}", nearest(word, known))
         return None, None
     metric = Metric(word)
-    plain_metric = metric in SHARE_METRICS or metric is Metric.RECOVERY
-    if plain_metric:
+    needed = metric in TIMED or metric is Metric.FRESHNESS
+    if not needed and metric not in GAUGES:
         if dot:
             check.wrong(path, f"{word} has no percentiles", f"write {word}")
+        return metric, None
+    if metric in GAUGES and not dot:
         return metric, None
     found = _PERCENTILE.fullmatch(rank)
     value = float(Fraction(found[1]) / 100) if found else 0.0
@@ -91,56 +147,105 @@ def _metric(check: Check, path: Loc, text: str) -> tuple[Metric | None, float | 
     return metric, value
 
 
-def _limit(check: Check, path: Loc, model: ObjectiveModel, metric: Metric) -> float:
-    wanted, other = ("min", "max") if metric in SHARE_METRICS else ("max", "min")
-    raw: Json = getattr(model, wanted)
-    wrong_one = getattr(model, other) is not None
-    example = "min: 99%" if wanted == "min" else "max: 800ms"
-    if wrong_one:
+def _limit(
+    check: Check, path: Loc, model: ObjectiveModel, metric: Metric
+) -> tuple[str, float | Fraction | Cost]:
+    """Which bound was given, and what it says; ("", 0) if that cannot be told."""
+    form = _FORMS[metric]
+    given: dict[str, Json] = {"min": model.min, "max": model.max}
+    bound = next((b for b in form.bounds if given[b] is not None), form.bounds[0])
+    other = "max" if bound == "min" else "min"
+    raw = given[bound]
+    if given[other] is not None:
         both = raw is not None
         check.wrong(
             (*path, other),
-            "both min and max" if both else f"{metric} is limited by {wanted}, not {other}",
-            f"write {example}",
+            "both min and max" if both else f"{metric} is limited by {bound}, not {other}",
+            f"write {form.written()}",
             key=True,
         )
     elif raw is None:
-        check.wrong(path, "has no limit", f"write {example}", key=True)
+        check.wrong(path, "has no limit", f"write {form.written()}", key=True)
     if raw is None:
-        return 0.0
+        return bound, 0.0
     try:
-        check_bare(raw, "99%" if wanted == "min" else "800ms")
-        value = share(raw) if wanted == "min" else float(duration_us(raw))
+        if form.read is not _count:
+            check_bare(raw, form.example)
+        value = form.read(raw)
     except UnitError as error:
-        check.wrong((*path, wanted), str(error))
-        return 0.0
-    if value <= 0:
-        check.wrong((*path, wanted), f"{raw} is zero; it must be more")
-    return value
+        check.wrong((*path, bound), str(error))
+        return bound, 0.0
+    amount = value.amount if isinstance(value, Cost) else value
+    if amount <= 0 and not form.zero:
+        check.wrong((*path, bound), f"{raw} is zero; it must be more")
+    if isinstance(value, Cost):
+        _check_prices(check, (*path, bound), value)
+    return bound, value
 
 
-def _check_recovery_keys(check: Check, path: Loc, model: ObjectiveModel, *, recovery: bool) -> None:
-    name = path[-1]
+def _check_prices(check: Check, path: Loc, limit: Cost) -> None:
+    if not check.knows("prices"):
+        return
+    prices = check.spec.prices
+    if not prices:
+        check.wrong(path, "the target has no `prices:`", "like prices: {inference: 2.50 USD/h}")
+    for name, one in prices.items():
+        if one.currency != limit.currency:
+            check.wrong(path, f"{name} is paid in {one.currency}, not in {limit.currency}")
+
+
+def _check_keys(check: Check, path: Loc, model: ObjectiveModel, metric: Metric) -> None:
+    """The keys that only some metrics have, or must have."""
+    name, recovery, sound = path[-1], metric is Metric.RECOVERY, check.draft.sound
     if recovery and model.during is not None:
         check.wrong((*path, "during"), "recovery means each fault", "remove `during:`", key=True)
-    if not recovery and model.during is None and check.draft.sound(*path, "during"):
+    if not recovery and model.during is None and sound(*path, "during"):
         check.wrong(
             path,
             f"objective {name!r} does not say when",
             "add `during: steady`, run, each fault, …",
             key=True,
         )
-    if recovery and model.stable_for is None and check.draft.sound(*path, "stable_for"):
+    if metric is Metric.SCALE_UP and model.during and not model.during.startswith("phase:"):
+        check.wrong((*path, "during"), "scale_up is from a phase's start", "write phase:NAME")
+    back = metric in _BACK_AGAIN
+    if back and model.stable_for is None and sound(*path, "stable_for"):
         check.wrong(
             path,
-            "recovery needs `stable_for:`",
+            f"{metric} needs `stable_for:`",
             "how long the steady objectives must hold again, like 4s",
             key=True,
         )
-    if not recovery and model.stable_for is not None:
-        check.wrong((*path, "stable_for"), "only recovery has stable_for", "remove it", key=True)
-    if recovery and model.of is not None:
-        check.wrong((*path, "of"), "recovery is of the steady objectives", "remove it", key=True)
+    if not back and model.stable_for is not None:
+        why = "only recovery and scale_up have stable_for"
+        check.wrong((*path, "stable_for"), why, "remove it", key=True)
+    if back and model.of is not None:
+        check.wrong((*path, "of"), f"{metric} is of the steady objectives", "remove it", key=True)
+    if not recovery and model.hysteresis is not None:
+        check.wrong((*path, "hysteresis"), "only recovery has hysteresis", "remove it", key=True)
+
+
+def _hysteresis(check: Check, path: Loc, model: HysteresisModel | None) -> Hysteresis | None:
+    """Three constant phases in order, the middle one low and the others alike."""
+    if model is None:
+        return None
+    found: list[PhaseModel] = []
+    for key, name in model.model_dump().items():
+        phase = next((p for p in check.model.load.phases if p.name == name), None)
+        if name not in check.phases:
+            check.wrong((*path, key), f"unknown phase {name!r}", nearest(name, check.phases))
+        elif phase is not None and (phase.rate is None or phase.curve == "sine"):
+            check.wrong((*path, key), f"{name!r} has no constant rate", "choose one with `rate:`")
+        elif phase is not None:
+            found.append(phase)
+    if len(found) == 3 and check.draft.sound("load"):
+        order = [check.phases.index(phase.name) for phase in found]
+        before, relief, again = (phase.rate or Fraction(0) for phase in found)
+        if order != sorted(set(order)):
+            check.wrong(path, "its phases are not in order of time", "before, relief, again")
+        elif not (relief < before and before == again):
+            check.wrong(path, "`relief` is lower, and `again` the same rate as `before`")
+    return Hysteresis(model.before, model.relief, model.again)
 
 
 def _check_window(check: Check, path: Loc, text: str) -> None:
@@ -182,10 +287,22 @@ def _repeats(check: Check) -> list[str]:
     ]
 
 
-def _of(check: Check, path: Loc, given: list[str] | None, metric: Metric) -> tuple[str, ...]:
-    if metric is Metric.RECOVERY:
+def _of(
+    check: Check,
+    path: Loc,
+    given: list[str] | None,
+    metric: Metric,
+    paid: Cost | None,
+    probes: Mapping[str, Probe],
+) -> tuple[str, ...]:
+    """Of which request kinds, probes or services a metric is."""
+    if metric in _BACK_AGAIN:
         return tuple(check.model.requests)
-    streams = metric in STREAM_METRICS
+    if metric in PROBED:
+        return _of_probes(check, path, given, metric, probes)
+    if metric in GAUGES:
+        return _of_services(check, path, given, metric)
+    streams = metric in STREAMS | {Metric.TOKENS_PER_S} or (paid and paid.what == "tokens")
     kinds = check.streamed if streams else [*check.model.requests]
     if given is None:
         if not kinds and check.draft.sound("requests"):
@@ -197,6 +314,48 @@ def _of(check: Check, path: Loc, given: list[str] | None, metric: Metric) -> tup
         return tuple(kinds)
     _check_of(check, (*path, "of"), given, metric if streams else None)
     return tuple(given)
+
+
+def _of_probes(
+    check: Check,
+    path: Loc,
+    given: list[str] | None,
+    metric: Metric,
+    probes: Mapping[str, Probe],
+) -> tuple[str, ...]:
+    having = [name for name, probe in probes.items() if probe.metric is metric]
+    if given is None and not having and check.draft.sound("probes"):
+        check.wrong((*path, "metric"), f"{metric} is found by probes, and none looks for it")
+    for name in given or ():
+        if name in having or not check.draft.sound("probes", name):
+            continue
+        if name in probes:
+            check.wrong((*path, "of"), f"{name!r} looks for {probes[name].metric}, not {metric}")
+        else:
+            hint = nearest(name, having) or "the scenario has none"
+            check.wrong((*path, "of"), f"unknown probe {name!r}", hint)
+    return tuple(having if given is None else dict.fromkeys(given))
+
+
+def _of_services(
+    check: Check, path: Loc, given: list[str] | None, metric: Metric
+) -> tuple[str, ...]:
+    """Services that say something of themselves: those with GPUs, else all with metrics."""
+    if not check.knows("services"):
+        return tuple(given or ())
+    services = check.spec.services.values()
+    telling = [service.name for service in services if service.metrics]
+    with_gpu = [service.name for service in services if service.metrics and service.gpu]
+    if not telling:
+        check.wrong(
+            (*path, "metric"),
+            f"{metric} is read from metrics, and no service has any",
+            "add `metrics: /metrics` to a service of the target",
+        )
+    for name in given or ():
+        if name not in telling:
+            check.wrong((*path, "of"), f"no service {name!r} has metrics", nearest(name, telling))
+    return tuple(dict.fromkeys(given or with_gpu or telling))
 
 
 def _check_of(check: Check, path: Loc, given: list[str], metric: Metric | None) -> None:

@@ -245,9 +245,10 @@ def _parts(check: Check) -> _Parts:
     requests = make_requests(check)
     load = make_load(check, requests)
     faults = make_faults(check, load)
-    objectives = make_objectives(check)
+    probes = make_probes(check, load)
+    objectives = make_objectives(check, probes)
     check_recoveries(check, faults, objectives, load)
-    stops, kills, probes = make_stop_if(check), make_kills(check), make_probes(check, load)
+    stops, kills = make_stop_if(check), make_kills(check)
     return _Parts(requests, load, faults, objectives, stops, kills, probes)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from survive.contracts import Json
-from survive.units import Price
+from survive.units import Cost, Price
 
 
 class Metric(StrEnum):
@@ -60,6 +60,23 @@ PROBED = frozenset(
     }
 )
 GAUGES = frozenset({Metric.REPLICAS, Metric.GPU, Metric.KV, Metric.QUEUE})
+STREAMS = frozenset({Metric.TTFT, Metric.ITL, Metric.TPOT, Metric.COMPLETE})
+TIMED = frozenset(
+    {Metric.LATENCY, Metric.SERVICE_TIME, Metric.TTFT, Metric.ITL, Metric.TPOT}
+)  # of load, with a percentile
+TALLIED = frozenset({Metric.SUCCESS, Metric.COMPLETE, *TIMED})  # a share of requests is judged
+_AT_LEAST = frozenset(
+    {
+        Metric.SUCCESS,
+        Metric.COMPLETE,
+        Metric.GOODPUT,
+        Metric.TOKENS_PER_S,
+        Metric.DENIED,
+        Metric.ISOLATED,
+        Metric.AUDITED,
+        Metric.ENCRYPTED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,20 +245,39 @@ class FaultPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Hysteresis:
+    """Three phases that show a loop: the load as it was, far less, and as it was once more."""
+
+    before: str
+    relief: str
+    again: str
+
+
+@dataclass(frozen=True, slots=True)
 class Objective:
     """A limit on a metric in a window.
 
-    ``percentile`` 0.95 for ``ttft.p95`` (None for success, complete, recovery). ``limit`` is a
-    share for success/complete (a minimum), microseconds for times and recovery (a maximum).
+    ``percentile`` 0.95 for ``ttft.p95``, else None; of gauges: the share of scrapes within.
+    ``limit`` is a share (success, complete, gpu, kv and what probes find), microseconds (times,
+    recovery, scale_up), a count (replicas, queue), per second (goodput, tokens_per_s), a factor
+    (amplification) or money (cost, per what ``cost`` says).
     """
 
     name: str
     metric: Metric
     limit: float
     percentile: float | None = None
-    of: tuple[str, ...] = ()  # request kinds; never empty (all kinds that have the metric)
+    of: tuple[str, ...] = ()  # request kinds, probes or services; never empty (all that have it)
     during: str = ""  # steady | run | each fault | phase:x | fault:x | recovery:x
-    stable_for_us: int = 0  # recovery only
+    stable_for_us: int = 0  # recovery and scale_up
+    bound: str = ""  # min | max; "" = the one that the metric has (gauges have both)
+    cost: Cost | None = None  # of the metric cost: what `limit` is paid for
+    hysteresis: Hysteresis | None = None  # recovery only
+
+    @property
+    def at_least(self) -> bool:
+        """The limit is a minimum."""
+        return self.bound == "min" if self.bound else self.metric in _AT_LEAST
 
 
 @dataclass(frozen=True, slots=True)

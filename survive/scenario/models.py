@@ -389,25 +389,53 @@ class FaultModel(Strict):
     )
 
 
+class HysteresisModel(Strict):
+    """Three phases of constant rate, in order of time, after the fault is healed."""
+
+    before: Name = Field(description="The phase in which it is broken and healed.")
+    relief: Name = Field(description="The phase in which the load is low.")
+    again: Name = Field(description="The phase in which the load is as it was.")
+
+
 class ObjectiveModel(Strict):
     """A limit on a metric in a window. Exactly one of min and max."""
 
     metric: Text = Field(
-        description="success, complete, recovery, or a time with its percentile: latency.p99, "
-        "service_time.p95, ttft.p95, itl.p99, tpot.p50."
+        description="Of load: success, complete, goodput, tokens_per_s, amplification, or a time "
+        "with its percentile: latency.p99, service_time.p95, ttft.p95, itl.p99, tpot.p50. Of the "
+        "target: recovery, scale_up, cost. Of probes: denied, leaked, isolated, audited, "
+        "encrypted, freshness.p95. Of the target's own metrics: replicas, gpu, kv, queue, each "
+        "with a percentile (queue.p95) or without (in every scrape)."
     )
-    min: FreeJson = Field(None, description="The least share, like 99%: of success, complete.")
-    max: FreeJson = Field(None, description="The longest time, like 800ms: of all other metrics.")
+    min: FreeJson = Field(
+        None,
+        description="The least: 99% of success, complete, denied, isolated, audited, encrypted; "
+        "90/s of goodput, tokens_per_s; 3 of replicas, queue; 20% of gpu, kv.",
+    )
+    max: FreeJson = Field(
+        None,
+        description="The most: 800ms of times, recovery, scale_up; 0% of leaked; 1.5x of "
+        "amplification; 3 USD per 1M tokens or 2 USD per 1k answers of cost; 20 of replicas, "
+        "queue; 95% of gpu, kv.",
+    )
     of: Names | None = Field(
-        None, description="A request kind or a list. Default: all that have the metric."
+        None,
+        description="A request kind, a probe or a service (of what the metric is), or a list. "
+        "Default: all that have the metric; of replicas, gpu, kv and queue the services with GPUs.",
     )
     during: Text | None = Field(
         None,
         description="steady, run, each fault, phase:NAME, fault:NAME or recovery:NAME. "
-        "Required, but for recovery, which means each fault.",
+        "Required, but for recovery, which means each fault; of scale_up a phase:NAME.",
     )
     stable_for: Duration | None = Field(
-        None, description="How long the steady objectives must hold again; recovery only."
+        None,
+        description="How long the steady objectives must hold again; recovery and scale_up only.",
+    )
+    hysteresis: HysteresisModel | None = Field(
+        None,
+        description="Phases that tell whether lowering the load heals what stays broken under it; "
+        "recovery only.",
     )
 
 

@@ -126,7 +126,7 @@ def test_windows_the_plan_does_not_have_are_an_error():
 def test_no_window_divides_a_segment():
     """What lets merged sets stand for their slices: all windows agree within a segment."""
     phases = (phase("warm", 0, 2.5, 20, warm_up=True), phase("up", 2.5, 9, 20, 60),
-              phase("main", 9, 200, 60))  # fmt: skip
+              phase("main", 9, 620, 60))  # fmt: skip
     plan = make_plan(scenario(phases=phases, faults=(OUTAGE, SLOW)))
     segments, windows = segments_of(plan), Windows(plan)
     assert len(set(segments)) < len(plan.slices) / 2

@@ -260,7 +260,7 @@ def remove(name):
         (damage("table.npz", lambda d: b""), "table.npz is damaged"),
         (damage("table.npz", lambda d: d[: len(d) // 2]), "table.npz is damaged"),
         (damage("table.npz", lambda d: d[:600] + b"\xff\xff\xff" + d[603:]), "is damaged"),
-        (older_table, "version 0, not 1"),
+        (older_table, "version 0, not 2"),
         (damage("manifest.json", lambda d: b"{"), "manifest.json is damaged"),
     ],
 )

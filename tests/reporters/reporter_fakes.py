@@ -150,7 +150,8 @@ def cell(name: str, window: str, request: str = "chat", **changes: Any) -> Cell:
         n=1234,
         bad=0,
     )
-    return replace(made, **changes)
+    bound = "min" if changes.get("unit", "share") == "share" else "max"
+    return replace(made, bound=bound, **changes)
 
 
 def ttft(window: str, **changes: Any) -> Cell:

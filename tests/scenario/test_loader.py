@@ -579,7 +579,7 @@ ONE = [
         F,
         16,
         "stable_for:",
-        "only recovery has stable_for",
+        "only recovery and scale_up have stable_for",
     ),
     ("max: 800ms", "max: 800ms, of: find", F, 17, "find", "ttft is of streams, and 'find' is not"),
     (
