@@ -15,7 +15,7 @@ import numpy as np
 from survive.judge.recovery import LEAST, Steady
 from survive.judge.verdict import Loop
 from survive.judge.windows import Windows
-from survive.scenario.model import Objective, Phase
+from survive.scenario.model import Objective
 from survive.units import show_rps
 
 WELL, BROKEN, UNDECIDED = "well", "broken", "undecided"
