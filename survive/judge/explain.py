@@ -90,6 +90,10 @@ def _phase(phase: Phase) -> str:
     rate = show_rps(float(phase.start_rps))
     if phase.curve == "sine":
         rate += f" ± {phase.swing:.0%} in a sine of {_at(phase.period_us)}"
+    elif phase.spike:
+        rate = f"a spike of {rate}"
+    elif phase.curve == "steps":
+        rate += f" to {show_rps(float(phase.end_rps))} in {phase.steps} steps"
     elif not phase.constant:
         rate += f" to {show_rps(float(phase.end_rps))}, {phase.curve}"
     label = ", warm-up, not judged" if phase.warm_up else ""

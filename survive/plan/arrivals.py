@@ -101,6 +101,8 @@ class _Segment:
         if self.phase.curve == "sine":
             period_s = self.phase.period_us / SECOND
             seconds = period_s * sine_time(due / (start * period_s), self.phase.swing)
+        elif self.phase.curve == "steps":
+            seconds = _stepped(self.phase, due)
         elif start == end:
             seconds = due / start
         elif self.phase.curve == "exponential":
@@ -113,11 +115,23 @@ class _Segment:
         return self.phase.start_us + seconds * SECOND
 
 
+def _stepped(phase: Phase, due: F64) -> F64:
+    """Seconds into a ramp in steps at which so many arrivals are due."""
+    step_s = (phase.end_us - phase.start_us) / SECOND / phase.steps
+    rates = np.array([float(phase.step_rps(n)) for n in range(1, phase.steps + 1)])
+    begins = np.concatenate([[0.0], np.cumsum(rates[:-1] * step_s)])
+    step = np.searchsorted(begins, due, side="right") - 1
+    seconds: F64 = step * step_s + (due - begins[step]) / rates[step]
+    return seconds
+
+
 def expected(phase: Phase) -> float:
     """∫ rate over one phase: its expected number of arrivals."""
     span = Fraction(phase.end_us - phase.start_us, SECOND)
     if phase.constant or phase.curve == "sine":  # a sine is whole periods long
         return float(phase.start_rps * span)
+    if phase.curve == "steps":
+        return float((phase.step_rps(1) + phase.end_rps) / 2 * span)
     if phase.curve == "exponential":
         growth = ln1(float(phase.end_rps / phase.start_rps))
         return float(phase.end_rps - phase.start_rps) * float(span) / growth

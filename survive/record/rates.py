@@ -25,9 +25,22 @@ def _sine_since_start(phase: Phase, t_us: int) -> float:
     return rate * ((t_us - phase.start_us) / SECOND + swung)
 
 
+def _stepped_since_start(phase: Phase, t_us: int) -> float:
+    """Arrivals planned from the start of a ramp in steps to a moment."""
+    step_s = (phase.end_us - phase.start_us) / SECOND / phase.steps
+    since_s = (t_us - phase.start_us) / SECOND
+    inside = (
+        float(phase.step_rps(n)) * min(step_s, max(0.0, since_s - (n - 1) * step_s))
+        for n in range(1, phase.steps + 1)
+    )
+    return sum(inside)
+
+
 def _planned(phase: Phase, start_us: int, end_us: int) -> float:
     if phase.curve == "sine":
         return _sine_since_start(phase, end_us) - _sine_since_start(phase, start_us)
+    if phase.curve == "steps":
+        return _stepped_since_start(phase, end_us) - _stepped_since_start(phase, start_us)
     first, last = _rate(phase, start_us), _rate(phase, end_us)
     span_s = (end_us - start_us) / SECOND
     if phase.curve == "exponential" and not math.isclose(first, last):

@@ -176,23 +176,33 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of the load. Constant if both rates are equal, and it is no sine around them."""
+    """A stretch of the load. Constant if both rates are equal, and it is no sine around them.
+
+    A spike has one rate too, and is not constant: what a stack does for a few seconds of many
+    times its load says nothing of its steady state.
+    """
 
     name: str
     start_us: int
     end_us: int
     start_rps: Fraction
     end_rps: Fraction
-    curve: str = "linear"  # linear | exponential, of ramps; sine
+    curve: str = "linear"  # linear | exponential | steps, of ramps; sine
     warm_up: bool = False
     shares: Mapping[str, float] = field(default_factory=dict)  # kind → share, sums to 1
     swing: float = 0.0  # of a sine: its amplitude as a part of the rate, < 1
     period_us: int = 0  # of a sine; the phase is whole periods long, so the mean is the rate
+    steps: int = 0  # of a ramp in steps: how many, equally long; the last one has the end rate
+    spike: bool = False
 
     @property
     def constant(self) -> bool:
         """A rate that does not change: only such phases make up ``steady``."""
-        return self.start_rps == self.end_rps and self.curve != "sine"
+        return self.start_rps == self.end_rps and self.curve != "sine" and not self.spike
+
+    def step_rps(self, step: int) -> Fraction:
+        """The rate of the n-th step, n from 1."""
+        return self.start_rps + (self.end_rps - self.start_rps) * Fraction(step, self.steps)
 
     @property
     def peak_rps(self) -> Fraction:

@@ -292,12 +292,21 @@ class ClientsModel(Strict):
 
 
 class PhaseModel(Strict):
-    """A stretch of the load: a constant `rate` or a ramp to `ramp_to`, `for` a time."""
+    """A stretch of the load, `for` a time: a constant `rate`, a ramp to `ramp_to` or a `spike`."""
 
     name: Name = Field(description="Unique; windows and `at:` use it.")
     rate: Rate | None = Field(None, description="A constant rate before scale, like 400M/day.")
     ramp_to: Rate | None = Field(
         None, description="Ramp from the previous phase's rate to this one."
+    )
+    spike: Rate | None = Field(
+        None, description="A burst at this rate: a phase of its own, no part of `steady`."
+    )
+    steps: int | None = Field(
+        None,
+        ge=2,
+        le=1000,
+        description="Ramp in so many steps of equal length, the last one at `ramp_to`.",
     )
     curve: Literal["linear", "exponential", "sine"] | None = Field(
         None,

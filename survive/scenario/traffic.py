@@ -34,6 +34,7 @@ MAX_RPS = 10_000_000
 MAX_LOAD_US = 24 * 3600 * SECOND
 MAX_LANES = 10_000
 _EPSILON = 1e-9
+_RATES = ("rate", "ramp_to", "spike")
 
 
 def make_requests(check: Check) -> dict[str, RequestKind]:
@@ -235,12 +236,11 @@ def _phase(
     _check_sine(check, path, model)
     start_us = before[-1].end_us if before else 0
     factor: Fraction = check.model.load.scale
-    asked = model.rate if model.rate is not None else model.ramp_to
-    end_rps = (asked if asked is not None else Fraction(1)) * factor
+    key, asked = next(iter(_rates(model).items()), ("rate", Fraction(1)))
+    end_rps = asked * factor
     if end_rps > MAX_RPS:
-        key = "rate" if model.rate is not None else "ramp_to"
         check.wrong((*path, key), f"{float(end_rps):,.0f}/s after scale is over 10M/s")
-    ramp = model.rate is None and model.ramp_to is not None and bool(before)
+    ramp = key == "ramp_to" and bool(before)
     sine = model.curve == "sine" and model.swing is not None and model.period is not None
     return Phase(
         name=model.name,
@@ -248,19 +248,31 @@ def _phase(
         end_us=start_us + model.for_,
         start_rps=before[-1].end_rps if ramp else end_rps,
         end_rps=end_rps,
-        curve=model.curve or "linear",
+        curve="steps" if ramp and model.steps is not None else model.curve or "linear",
         warm_up=model.warm_up,
         shares=_phase_shares(check, (*path, "share"), model.share, requests),
         swing=(model.swing or 0.0) if sine else 0.0,
         period_us=(model.period or 0) if sine else 0,
+        steps=(model.steps or 0) if ramp else 0,
+        spike=key == "spike",
     )
 
 
+def _rates(model: PhaseModel) -> dict[str, Fraction]:
+    """Which of the three rates a phase has, before scale."""
+    found = {"rate": model.rate, "ramp_to": model.ramp_to, "spike": model.spike}
+    return {key: rate for key, rate in found.items() if rate is not None}
+
+
 def _check_rates(check: Check, path: Loc, model: PhaseModel, *, first: bool) -> None:
-    both = all(check.draft.sound(*path, key) for key in ("name", "rate", "ramp_to"))
-    if both and (model.rate is None) == (model.ramp_to is None):
-        given = "both rate and ramp_to" if model.rate is not None else "neither rate nor ramp_to"
-        check.wrong(path, f"phase {model.name!r} has {given}", "it needs exactly one")
+    given = _rates(model)
+    if len(given) != 1 and all(check.draft.sound(*path, key) for key in ("name", *_RATES)):
+        shown = " and ".join(given) if given else "none of rate, ramp_to and spike"
+        check.wrong(path, f"phase {model.name!r} has {shown}", "it needs exactly one")
+    if model.steps is not None and "ramp_to" not in given and check.draft.sound(*path, "ramp_to"):
+        check.wrong((*path, "steps"), "only a ramp has steps", "use ramp_to", key=True)
+    elif model.steps is not None and model.curve is not None:
+        check.wrong((*path, "curve"), "a ramp in steps has no curve", "remove it", key=True)
     if model.ramp_to is not None and first:
         check.wrong(
             (*path, "ramp_to"),
@@ -287,6 +299,8 @@ def _check_sine(check: Check, path: Loc, model: PhaseModel) -> None:
             check.wrong((*path, "curve"), f"a sine needs a {key}", f"like `{example}`", key=True)
     if model.curve != "sine":
         return
+    if model.spike is not None:
+        check.wrong((*path, "spike"), "a sine swings around a rate", "use rate", key=True)
     if model.ramp_to is not None:
         check.wrong((*path, "ramp_to"), "a sine swings around a rate", "use rate", key=True)
     if model.swing is not None and not 0 < model.swing < 1:

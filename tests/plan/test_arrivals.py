@@ -132,6 +132,24 @@ def test_a_ramp_follows_its_curve(curve):
     assert len(got) == pytest.approx(expected(up), abs=1)
 
 
+@pytest.mark.parametrize(("start", "end", "steps"), [(10, 60, 5), (90, 30, 3), (40, 41, 2)])
+def test_a_ramp_in_steps_has_the_rate_of_each_step(start, end, steps):
+    up = replace(phase("up", 0, 60, start, end, "steps"), steps=steps)
+    got = times(Schedule(5, "uniform", [up], list(SHARES))) / 1e6
+    length = 60 / steps
+    seen = np.bincount((got // length).astype(int), minlength=steps)
+    rates = [start + (end - start) * n / steps for n in range(1, steps + 1)]
+    assert np.max(np.abs(seen - np.array(rates) * length)) <= 1
+    assert rates[-1] == end
+    assert len(got) == pytest.approx(expected(up), abs=1)
+    # Inside a step arrivals are evenly spaced: that is a constant rate.
+    last = got[got >= 60 - length]
+    assert np.allclose(np.diff(last), 1 / end, atol=2e-6)
+    poisson = times(Schedule(5, "poisson", [up], list(SHARES)))
+    assert np.all(np.diff(poisson) >= 0)
+    assert poisson[-1] < 60 * 10**6
+
+
 def sine(swing, period_s, rate=200, end_s=120):
     at = (Fraction(rate), Fraction(rate), "sine")
     return Phase("s", 0, end_s * 10**6, *at, shares=SHARES, swing=swing, period_us=period_s * 10**6)

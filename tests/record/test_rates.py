@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -24,11 +25,15 @@ PLAN = Plan(
     ((0, END_US),), END_US, ((40_000,),),
 )  # fmt: skip
 
+STEPS = Phase("u", 0, END_US, Fraction(100), RATE, "steps", shares={"a": 1.0}, steps=3)
 
+
+@pytest.mark.parametrize("shape", [SINE, STEPS])
 @pytest.mark.parametrize(("start_s", "end_s"), [(0, 5), (3, 9), (10, 20), (0, 40), (33, 34)])
-def test_a_sine_plans_what_its_schedule_sends(start_s, end_s):
-    plan = Plan.from_json(json.loads(json.dumps(PLAN.to_json())))
-    assert plan == PLAN
+def test_a_shape_plans_what_its_schedule_sends(shape, start_s, end_s):
+    made = replace(PLAN, phases=(shape,))
+    plan = Plan.from_json(json.loads(json.dumps(made.to_json())))
+    assert plan == made
     got = np.concatenate([b.intended_us for b in Schedule.of(plan).blocks()])
     seen = np.count_nonzero((got >= start_s * SECOND) & (got < end_s * SECOND))
     planned = mean_rps(plan, start_s * SECOND, end_s * SECOND) * (end_s - start_s)

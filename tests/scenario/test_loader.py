@@ -226,6 +226,18 @@ def test_lanes_default_to_what_is_needed_and_fewer_is_a_warning(team: Path) -> N
     assert len(many.warnings) == 1
 
 
+def test_a_ramp_can_go_in_steps_and_a_spike_is_not_steady(team: Path) -> None:
+    edit(team, "ramp_to: 40/s", "ramp_to: 40/s, steps: 3")
+    edit(team, "    - {name: high", "    - {name: flash, spike: 200/s, for: 2s}\n    - {name: high")
+    spec = load(team).load
+    _, up, flash, high = spec.phases
+    assert (up.curve, up.steps, up.constant) == ("steps", 3, False)
+    assert [up.step_rps(n) for n in (1, 2, 3)] == [20, 30, 40]
+    assert (flash.start_rps, flash.end_rps, flash.spike, flash.constant) == (200, 200, True, False)
+    assert high.constant
+    assert spec.lanes_needed == 2400  # 200/s × 10 s × 1.2
+
+
 def test_a_phase_can_swing_and_its_crest_sizes_the_lanes(team: Path) -> None:
     edit(team, "rate: 10/s", "rate: 100/s, curve: sine, swing: 50%, period: 5s")
     spec = load(team).load
@@ -374,9 +386,9 @@ ONE = [
         F,
         9,
         "{name: low",
-        "phase 'low' has both rate and ramp_to",
+        "phase 'low' has rate and ramp_to",
     ),
-    ("rate: 10/s, ", "", F, 9, "{name: low", "phase 'low' has neither rate nor ramp_to"),
+    ("rate: 10/s, ", "", F, 9, "{name: low", "phase 'low' has none of rate, ramp_to and spike"),
     ("rate: 10/s", "rate: 10/s, curve: linear", F, 9, "curve:", "only a ramp has a curve"),
     ("ramp_to: 40/s", "curve: cubic, ramp_to: 40/s", F, 10, "cubic", "'cubic' is not 'linear'"),
     ("name: up", "name: low", F, 10, "low", "a second phase is called 'low'"),
@@ -389,6 +401,18 @@ ONE = [
         "phases:",
         "the load lasts 86420s, over 24h",
     ),
+    ("rate: 10/s", "rate: 10/s, steps: 3", F, 9, "steps:", "only a ramp has steps"),
+    ("ramp_to: 40/s", "ramp_to: 40/s, steps: 1", F, 10, "1", "1 is less than 2"),
+    (
+        "ramp_to: 40/s",
+        "ramp_to: 40/s, steps: 3, curve: linear",
+        F,
+        10,
+        "curve:",
+        "a ramp in steps has no curve",
+    ),
+    ("rate: 10/s", "rate: 10/s, spike: 9/s", F, 9, "{name: low", "has rate and spike"),
+    ("rate: 40/s", "spike: 40M/s", F, 11, "40M/s", "is over 10M/s"),
     ("10/s", "10/s, curve: sine, period: 5s", F, 9, "curve:", "a sine needs a swing"),
     ("10/s", "10/s, period: 5s", F, 9, "period:", "only a sine has a period"),
     (
