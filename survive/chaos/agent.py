@@ -88,6 +88,7 @@ class Agent:
 
     ``privileged``: faults that need privileges may be used (see survive.chaos.permission).
 
+    ``standby``: how many replicas of a service, the last ones, may sleep; faults draw them last.
     ``start_within_us``: how long each service may take to start (its ``health.within``); bounds
     the heal of a fault that kept one down. ``sweep`` ends what else the run started, after the
     target, and tells whether nothing is left.
@@ -106,6 +107,7 @@ class Agent:
         seed: int = 0,
         privileged: bool = False,
         start_within_us: Mapping[str, int] | None = None,
+        standby: Mapping[str, int] | None = None,
         sweep: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self._run_id = run_id
@@ -118,6 +120,7 @@ class Agent:
         self._seed = seed
         self._privileged = privileged
         self._start_within_us = dict(start_within_us or {})
+        self._standby = dict(standby or {})
         self._sweep = sweep
         self._faults: dict[str, Fault] = {}
         self._lives: dict[str, _Life] = {}
@@ -208,6 +211,9 @@ class Agent:
         if _rolls(fault):
             return replicas
         seeded(self._seed, plan.name).shuffle(replicas)
+        # Spares last: a fault on who sleeps would hit nobody.
+        awake = len(replicas) - self._standby.get(plan.service, 0)
+        replicas.sort(key=lambda spec: spec.replica >= awake)
         return sorted(replicas[: plan.count], key=lambda spec: spec.replica)
 
     async def prepare(self, fault: FaultPlan) -> None:

@@ -196,6 +196,7 @@ class AgentServer:
             seed=config.seed,
             privileged=config.privileged,
             sweep=self._sweep,
+            standby={s.name: s.standby for s in config.spec.services.values()},
             start_within_us={s.name: s.health.within_us for s in config.spec.services.values()},
         )
         return os.getpid()

@@ -85,6 +85,7 @@ async def _perform(
         emit,
         seed=context.plan.seed,
         privileged=context.privileged,
+        standby={s.name: s.standby for s in context.scenario.target.services.values()},
         start_within_us={
             s.name: s.health.within_us for s in context.scenario.target.services.values()
         },

@@ -317,6 +317,7 @@ class Service:
     run: tuple[str, ...] = ()  # own program; "{port}" is replaced by its port
     url: str = ""  # external: "http://127.0.0.1:8080"
     replicas: int = 1
+    standby: int = 0  # of them, the last ones: spares that sleep until an autoscaler wakes them
     gpu: str = ""  # "" | "simulated"
     simulates: tuple[str, ...] = ()  # "store", "metrics": what faults may break by its admin route
     health: Health = Health()

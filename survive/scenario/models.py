@@ -558,6 +558,13 @@ class ServiceModel(Strict):
         None, description="Where it is, for driver external: http://host:port; may hold ${ENV}."
     )
     replicas: int = Field(1, ge=1, le=1000, description="How many. Default 1.")
+    standby: int = Field(
+        0,
+        ge=0,
+        le=999,
+        description="How many of them, the last ones, may sleep until an autoscaler wakes them; "
+        "faults draw them last.",
+    )
     gpu: Literal["simulated"] | None = Field(
         None, description="Each replica has a GPU; gpu.* faults need it."
     )

@@ -161,6 +161,8 @@ def _check_service(
             f"{service.url!r} is not a base address",
             "like http://127.0.0.1:8080, without a path",
         )
+    if service.standby >= service.replicas:
+        source.wrong((*path, "standby"), "one replica at least is no spare", "write less")
     if service.url is not None and service.replicas != 1:
         source.wrong(
             (*path, "replicas"), "replicas behind an address cannot be told apart", "remove the key"
@@ -330,6 +332,7 @@ def _service(name: str, model: ServiceModel) -> Service:
         run=tuple(model.run or ()),
         url=model.url or "",
         replicas=model.replicas,
+        standby=model.standby,
         gpu=model.gpu or "",
         simulates=tuple(model.simulates),
         health=Health(model.health.get, model.health.within),
