@@ -26,6 +26,7 @@ STORM_TRIES = 6
 STORM_WAIT_S = 0.6
 HERD_STEP_US = 1_000_000
 HERD_STEPS = 4
+HERD_COPIES = 3  # of a call whose client left: its timer fired again while it still waited
 
 _PASSED = ("content-type", "cache-control", "retry-after")
 
@@ -318,7 +319,8 @@ class Forwarder:
             try:
                 await self._wait_in_step(errand, found)
             except asyncio.CancelledError:
-                self._spawn(self._ghost(errand, found))
+                for _ in range(HERD_COPIES):
+                    self._spawn(self._ghost(errand, found))
                 raise
             errand = self._afresh(errand)
         return found
