@@ -143,6 +143,7 @@ def _service_to_json(service: Service) -> dict[str, Json]:
         "run": list(service.run),
         "url": service.url,
         "replicas": service.replicas,
+        "standby": service.standby,
         "gpu": service.gpu,
         "simulates": list(service.simulates),
         "health": asdict(service.health),
