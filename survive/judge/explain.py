@@ -15,6 +15,7 @@ from survive.judge.windows import Windows, windows_of
 from survive.plan.arrivals import expected
 from survive.plan.model import Plan
 from survive.plan.plan import make_plan, planned_per_slice
+from survive.plan.probing import SCRAPE_EVERY_US, probe_slots, scraped_services
 from survive.scenario.model import (
     GAUGES,
     PROBED,
@@ -23,6 +24,7 @@ from survive.scenario.model import (
     Metric,
     Objective,
     Phase,
+    Probe,
     Scenario,
     Service,
 )
@@ -43,6 +45,7 @@ def explain(scenario: Scenario, plan: Plan, fault_of: FaultOf) -> str:
         _header(scenario, plan),
         _timeline(scenario, plan, fault_of),
         _faults(scenario, fault_of),
+        _probes(scenario),
         _cells(scenario, plan),
         [f"warning: {warning}" for warning in scenario.warnings],
     ]
@@ -118,6 +121,29 @@ def _faults(scenario: Scenario, fault_of: FaultOf) -> list[str]:
             f"    does not certify: {kind.does_not_certify}",
         ]
     return [*lines, f"  blast radius: {_radius(scenario)}"]
+
+
+def _probes(scenario: Scenario) -> list[str]:
+    """What is checked beside the load, how often, and whose metrics are read."""
+    slots = probe_slots(scenario)
+    lines = [
+        f"  {probe.name}: {probe.metric}, every {show_us(probe.every_us)}, "
+        f"{len(slots[probe.name])} probings{_probed(probe)}"
+        for probe in scenario.probes.values()
+    ]
+    if services := scraped_services(scenario):
+        names = ", ".join(service.name for service in services)
+        lines.append(f"  metrics of {names}: every {show_us(SCRAPE_EVERY_US)}")
+    return ["probes", *lines] if lines else []
+
+
+def _probed(probe: Probe) -> str:
+    if probe.metric is Metric.FRESHNESS:
+        return f", never within {show_us(probe.within_us)} counts"
+    if probe.metric is Metric.ISOLATED and probe.write is not None and probe.read is not None:
+        return f", {probe.read.auth} must not read what {probe.write.auth} wrote"
+    where = probe.link or probe.service
+    return f", {'on' if probe.link else 'in the audit log of'} {where}" if where else ""
 
 
 def _radius(scenario: Scenario) -> str:

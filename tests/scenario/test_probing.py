@@ -10,7 +10,11 @@ import pytest
 from survive.chaos.remote import target_from_json, target_to_json
 from survive.errors import RefusedError, ScenarioError
 from survive.host.command import identity_keys
+from survive.host.run import faulted_links
+from survive.judge.explain import explain
 from survive.load.template import compile_requests
+from survive.plan.plan import make_plan
+from survive.plan.probing import probe_slots
 from survive.scenario.loader import dump_scenario, load_scenario, load_stored
 from survive.scenario.model import Metric, Retries, Scenario
 
@@ -172,3 +176,21 @@ def test_a_request_is_sent_with_the_key_of_its_identity(tmp_path: Path) -> None:
     scenario = load(tmp_path, "")
     (kind,) = compile_requests(scenario, "k", {"acme": "k.acme"})
     assert ("authorization", "Bearer k.acme") in kind.requests[0].headers
+
+
+def test_explain_lists_probes_with_what_they_find_and_how_often(tmp_path: Path) -> None:
+    scenario = load(tmp_path, PROBES)
+    told = explain(scenario, make_plan(scenario), lambda _: pytest.fail("there are no faults"))
+    assert "  stranger: denied, every 1s, 60 probings" in told
+    assert "  fresh: freshness, every 2s, 30 probings, never within 3s counts" in told
+    assert "globex must not read what acme wrote" in told
+    assert "  audit: audited, every 500ms, 120 probings, in the audit log of gateway" in told
+    assert "  wire: encrypted, every 1s, 60 probings, on gateway -> inference" in told
+
+
+def test_probes_are_shifted_against_each_other(tmp_path: Path) -> None:
+    slots = probe_slots(load(tmp_path, PROBES))
+    assert len({start for starts in slots.values() for start in starts}) == sum(
+        len(starts) for starts in slots.values()
+    )
+    assert faulted_links(load(tmp_path, PROBES)) == {"gateway -> inference"}
