@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := survive faults targets reporters tests
 
-.PHONY: demo test check format clean live schema matrix soak-kill docs exam exam-real
+.PHONY: demo test check format clean live schema matrix soak-kill docs exam exam-real bench bench-proxy
 
 demo: $(VENV)/.installed
 	$(BIN)/survive run scenarios/quickstart.survive.yaml
@@ -61,3 +61,7 @@ $(VENV)/.tests: $(VENV)/.installed
 
 bench-proxy: $(VENV)/.installed
 	$(BIN)/python benchmarks/proxy.py
+
+# The load generator beside wrk, hey, k6, Locust, guidellm, AIPerf (half an hour, an idle machine).
+bench: $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python benchmarks/load.py
