@@ -27,6 +27,7 @@ from . import axis as draw
 from . import words
 from .glyphs import UNICODE, Glyphs, fill, glyphs_for
 from .inputs import Second, StoredRun, ended_us, fields_of
+from .matrix import Square, matrix_of, rows
 from .sentence import observed_text, sentence
 
 NARROWEST, WIDEST, PLAIN = 60, 140, 80
@@ -38,6 +39,8 @@ _LABEL = 10  # left-hand column of the blocks below it
 # Spaces that must not end a line: before a number, between a number and its unit.
 _BOUND = re.compile(r"(?<=\w) (?=\d)|(?<=\d) (?=(?:%|ms|s|requests?)(?!\w))|(?<=requests,) ")
 _REASONS = 8  # more stand in verdict.json
+_SQUARE = 6  # least width of a square of the matrix: FAILED
+_AMPLIFIED = 1.01  # attempts per intent that are worth a word
 _UNFAIR_FACTOR, _UNFAIR_FAILURES = 1.25, 5  # a lucky draw among few failures accuses nobody
 
 _STYLE = {Word.SURVIVED: "green", Word.FAILED: "bold red", Word.INCONCLUSIVE: "bold yellow"}
@@ -87,6 +90,8 @@ class Report:
         for fault in self.verdict.faults:
             yield Text()
             yield from self._fault(fault)
+        yield from self._matrix()
+        yield from self._section("episodes", self._episodes())
         yield from self._section("load", self._load(self.verdict.load))
         yield from self._section("also", self._reasons())
         yield Text()
@@ -279,6 +284,10 @@ class Report:
             yield from self._labelled("", metastable, "bold red")
         if fault.note:
             yield from self._labelled("note", fault.note)
+        for loop in self.verdict.loops if fault.metastable else ():
+            yield from self._labelled("loop", loop.told)
+        if cost := _cost(fault):
+            yield from self._labelled("cost", cost)
         if fault.failures:
             yield from self._labelled("failures", self._classes(fault.failures))
         for line in self._unfair(fault):
@@ -299,6 +308,44 @@ class Report:
                     f"fair share {words.digits(one.fair * 100, 2)} % "
                     f"(black-hole factor {words.digits(one.factor, 2)})"
                 )
+
+    # ----------------------------------------------------------------- matrix
+
+    def _matrix(self) -> Iterator[Text]:
+        """Faults × objectives, where there are several of either. A narrow console goes without."""
+        matrix = matrix_of(self.verdict)
+        if len(matrix.faults) < 2 or not matrix.objectives:
+            return
+        names = max(8, min(18, max(cell_len(self.glyphs.clean(f)) for f in matrix.faults)))
+        width = min(18, (self.width - 2 - names) // len(matrix.objectives) - 2)
+        if width < _SQUARE:
+            return
+        heads = "".join(
+            f"  {fill(self.glyphs.short(name, width), width)}" for name in matrix.objectives
+        )
+        yield from (Text(), self._titled("matrix", f"{'':{2 + names}}{heads}"))
+        for fault, squares in rows(matrix):
+            line = Text(f"  {fill(self.glyphs.short(fault, names), names)}")
+            for square in squares:
+                said = self.glyphs.short(_in_square(square, width), width)
+                style = _STYLE[square.verdict] if square.verdict else draw.FAINT
+                line.append("  ").append(fill(said, width), style)
+            yield line
+
+    def _episodes(self) -> Iterator[Text]:
+        """Repeats of a fault, summed up."""
+        for one in self.verdict.episodes:
+            unit = "share" if one.measure == "success" else "s"
+            spread = (
+                f"median {words.quantity(one.median, unit)}, "
+                f"worst {words.quantity(one.worst, unit)} of {len(one.values)}"
+            )
+            interval = words.interval(one.low, one.high, unit)
+            held = f" ({interval}, {words.share(one.confidence, significant=2)} CI)"
+            measure = one.measure.removesuffix("_s").replace("_", " ")
+            yield from self._labelled(
+                self.glyphs.short(one.fault, _LABEL), f"{measure}: {spread}{held * bool(interval)}"
+            )
 
     # ------------------------------------------------------------------- load
 
@@ -457,6 +504,32 @@ def _bad_share(rows: Sequence[Second]) -> float | None:
 def _planned_rps(record: StoredRun, axis: draw.Axis, column: int) -> float:
     edges = (axis.edge_s(column) * SECOND, axis.edge_s(column + 1) * SECOND)
     return mean_rps(record.plan, round(edges[0]), round(edges[1]))
+
+
+def _in_square(square: Square, width: int) -> str:
+    """The word and the number of the worst cell; the word alone where both do not fit."""
+    if square.worst is None or square.verdict is None:
+        return words.NOTHING
+    word = {Word.FAILED: "FAILED", Word.INCONCLUSIVE: "?"}.get(square.verdict, "ok")
+    number = observed_text(square.worst)
+    return f"{word} {number}" if len(word) + 1 + len(number) <= width else word
+
+
+def _cost(fault: FaultReport) -> str:
+    """What an incident like this one costs of a month, and whether somebody is woken."""
+    parts = []
+    if fault.budget is not None and fault.budget.bad:
+        budget = fault.budget
+        pages = "would page" if budget.pages else "would not page"
+        parts.append(
+            f"{words.share(budget.share, significant=2)} of a 30-day error budget "
+            f"({budget.objective}), {pages} "
+            f"(burn {words.digits(budget.burn_1h, 2)} over 1 h, "
+            f"{words.digits(budget.burn_5m, 2)} over 5 min)"
+        )
+    if fault.amplification is not None and fault.amplification > _AMPLIFIED:
+        parts.append(f"{words.digits(fault.amplification, 3)} attempts each")
+    return "; ".join(parts)
 
 
 def _when(fault: FaultReport) -> str:

@@ -60,7 +60,7 @@ class Seen:
 
     findings: tuple[Finding, ...]
     scrapes: tuple[Scrape, ...]
-    done: bool
+    sent: int | None  # how many of both the last line tells of; None = there was none
 
     def of(self, service: str, gauge: str) -> list[tuple[int, float]]:
         """(when, value) of one gauge of a service, in order of time."""
@@ -70,17 +70,17 @@ class Seen:
 
 def seen(events: Iterable[Event]) -> Seen:
     """All that probes told. RecordError for an event that is not as decision 4 has it."""
-    findings, scrapes, done = [], [], False
+    findings, scrapes, sent = [], [], None
     for event in events:
         if event.name != EventName.PROBE_SEEN:
             continue
         if event.true("done"):
-            done = True
+            sent = event.integer("sent")
         elif event.text("probe") == SCRAPE:
             scrapes.append(_scrape(event))
         else:
             findings.append(_finding(event))
-    return Seen(tuple(findings), tuple(scrapes), done)
+    return Seen(tuple(findings), tuple(scrapes), sent)
 
 
 def _finding(event: Event) -> Finding:
@@ -119,8 +119,11 @@ def missing(told: Seen, scenario: Scenario, plan: Plan) -> Iterator[str]:
     objectives = scenario.objectives.values()
     asked = dict.fromkeys(n for o in objectives if o.metric in PROBED for n in o.of)
     scraped = dict.fromkeys(n for o in objectives if o.metric in GAUGES for n in o.of)
-    if (asked or scraped) and not told.done:
+    heard = len(told.findings) + len(told.scrapes)
+    if (asked or scraped) and told.sent is None:
         yield "the probes did not report to their end"
+    elif (asked or scraped) and told.sent != heard:
+        yield f"the probes told of {told.sent} findings, and {heard} are on record"
     for name in asked:
         if (probe := scenario.probes.get(name)) is None:
             raise RecordError(f"the scenario of this run has no probe {name!r}")
