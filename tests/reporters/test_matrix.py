@@ -24,7 +24,7 @@ def test_each_square_is_the_worst_of_its_cells():
 
 
 def test_steady_and_pools_are_no_faults_and_an_empty_square_is_none():
-    verdict = fakes.report()
+    verdict = fakes.verdict()
     cells = tuple(c for c in verdict.objectives if c.window != "fault:slow-network")
     pooled = fakes.cell("pooled", "fault:x")
     found = matrix.matrix_of(replace(verdict, objectives=(*cells, pooled)))
