@@ -32,7 +32,9 @@ def scraped_services(scenario: Scenario) -> tuple[Service, ...]:
     if not asked and not scenario.probes:
         return ()
     target = scenario.target
-    return tuple(s for s in target.services.values() if s.metrics or s.name in target.prices)
+    gauges = (o for o in scenario.objectives.values() if o.metric in GAUGES)
+    named = {*target.prices, *(service for objective in gauges for service in objective.of)}
+    return tuple(s for s in target.services.values() if s.metrics or s.name in named)
 
 
 def scrape_slots(scenario: Scenario) -> range:

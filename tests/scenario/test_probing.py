@@ -14,7 +14,7 @@ from survive.host.run import faulted_links
 from survive.judge.explain import explain
 from survive.load.template import compile_requests
 from survive.plan.plan import make_plan
-from survive.plan.probing import probe_slots
+from survive.plan.probing import probe_slots, scraped_services
 from survive.scenario.loader import dump_scenario, load_scenario, load_stored
 from survive.scenario.model import Metric, Retries, Scenario
 
@@ -194,3 +194,9 @@ def test_probes_are_shifted_against_each_other(tmp_path: Path) -> None:
         len(starts) for starts in slots.values()
     )
     assert faulted_links(load(tmp_path, PROBES)) == {"gateway -> inference"}
+
+
+def test_metrics_are_read_only_if_something_asks_for_them(tmp_path: Path) -> None:
+    said = TARGET.replace("inference: {run: [serve]}", "inference: {run: [serve], metrics: /m}")
+    assert scraped_services(load(tmp_path, "", said)) == ()
+    assert [s.name for s in scraped_services(load(tmp_path, PROBES, said))] == ["inference"]
