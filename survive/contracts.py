@@ -92,6 +92,7 @@ class HandleSpec:
     token: str = ""  # for the admin routes of stand-ins; the ledger is 0600
     simulates: str = ""  # what it stands in for: "gpu store metrics", any of them
     metrics_path: str = ""  # of its Prometheus metrics
+    tls: str = ""  # folder of its certificate if it speaks TLS only; see survive.tls
     run: str = ""  # id of the run: whatever a fault makes bears it
     nofile: int = 0  # the process's limit of open files before any fault; 0 = unknown
     cgroup: str = ""  # its control group for cpu before any fault; "" = none that we may change
@@ -173,6 +174,13 @@ class ReplicaHandle(Handle, Protocol):
         """
 
 
+class CertifiedHandle(ReplicaHandle, Protocol):
+    """A replica behind a `tls: true` link."""
+
+    async def certify(self, *, expired: bool) -> None:
+        """Serve a certificate that has expired, or the good one. Raises FaultFailedError."""
+
+
 class Pressure(Protocol):
     """What can be done around one process. ``name`` is an injection's id: what is made bears it.
 
@@ -234,6 +242,12 @@ class LinkHandle(Handle, Protocol):
         """What an HTTP toxic counted: requests seen, hits, controls, missed. Evidence, no proof.
 
         Empty if there is no such toxic, or nothing can be read.
+        """
+
+    async def seen(self) -> Mapping[str, int]:
+        """``{"tls": n, "plain": n}``: connections since the listener exists, by first bytes.
+
+        A connection that sent nothing is neither. Raises RefusedError where nobody can tell.
         """
 
 
@@ -313,10 +327,11 @@ class ServiceContext:
     """All that a reference service may know of the outside world.
 
     ``env`` holds SURVIVE_REPLICA (``inference-1``), the variables of links (comma-separated
-    ``host:port``), SURVIVE_KEY, SURVIVE_GPU_TOKEN, SURVIVE_ADMIN_TOKEN, SURVIVE_WEAKNESSES
-    (comma-separated), SURVIVE_DATA (a folder that outlives the replica's restarts) and the
-    service's own ``env``. A service uses no other clock, chance or way to
-    the network. ``exit`` ends it at once with an exit code, as a crash does.
+    ``host:port``, of TLS links ``https://host:port``), SURVIVE_KEY, SURVIVE_GPU_TOKEN,
+    SURVIVE_ADMIN_TOKEN, SURVIVE_WEAKNESSES (comma-separated), SURVIVE_DATA (a
+    folder that outlives the replica's restarts) and the service's own ``env``. A service uses no
+    other clock, chance or way to the network. ``exit`` ends it at once with an exit code, as a
+    crash does.
     """
 
     clock: Clock

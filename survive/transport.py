@@ -34,6 +34,7 @@ class Broken(StrEnum):
     CLOSED = "closed"  # the peer ended before the answer was whole
     TIMEOUT = "timeout"  # nothing came in time
     PROTOCOL = "protocol"  # what came was not HTTP
+    TLS = "tls"  # no trust: a certificate that does not hold, or no TLS at all
 
 
 class CallFailedError(Exception):
@@ -63,7 +64,7 @@ class Response(Protocol):
 
 
 class Transport(Protocol):
-    """One call to ``address`` (``host:port``)."""
+    """One call to ``address``: ``host:port``, or ``https://host:port`` for a verified TLS one."""
 
     async def call(self, address: str, request: Request, *, timeout_s: float) -> Response:
         """The answer's head within ``timeout_s`` or CallFailedError. Never retries by itself."""

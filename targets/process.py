@@ -24,8 +24,10 @@ from survive.chaos.handles import open_handle
 from survive.chaos.pressure import cpu_group, open_file_limit
 from survive.contracts import Handle, HandleSpec, Needs
 from survive.errors import HarnessError, RefusedError
+from survive.host.authority import Authority
 from survive.host.driver import DriverContext, TargetUnhealthyError
 from survive.scenario.model import Service
+from survive.tls import AUTHORITY, GOOD, SERVING, secured
 
 from . import isolation, wiring
 
@@ -46,6 +48,10 @@ _NOT_INHERITED = frozenset(
         "SURVIVE_KEY",
         "SURVIVE_REPLICA",
         "SURVIVE_SEED",
+        "SURVIVE_TLS_CA",
+        "SURVIVE_TLS_CERT",
+        "SURVIVE_TLS_CLIENT",
+        "SURVIVE_TLS_KEY",
         "SURVIVE_WEAKNESSES",
     }
 )
@@ -116,6 +122,7 @@ class _Replica:
     log: Path
     host: str = _HOST
     env: dict[str, str] = field(default_factory=dict)
+    tls: str = ""  # folder of its certificate, if it speaks TLS only
     process: _Process | None = None
     past_cpu_s: float = 0.0
     watch: wiring.Watch = field(default_factory=wiring.Watch)
@@ -218,6 +225,7 @@ class Driver:
             await self._isolate()
         elif context.links:
             self._proxy = await wiring.start_proxy(context, logs / "fault-proxy.log")
+        self._certify()
         for group in wiring.start_order(spec):
             for service in group:
                 await self._wire(service)
@@ -226,6 +234,26 @@ class Driver:
         if spec.entry_link in context.links and self._network is None:
             await self._put_proxy(spec.entry_link, spec.entry)
         self._supervisors.append(asyncio.create_task(self._trim_logs()))
+
+    def _certify(self) -> None:
+        """Both ends of TLS links get certificates of the run's own authority."""
+        sources, destinations = wiring.tls_ends(self._context.spec)
+        if not destinations:
+            return
+        authority = Authority(self._context.scratch / "tls")
+        for replica in self._all():
+            names = [_HOST, "localhost", replica.name]
+            if replica.service.name in sources | destinations:
+                home = authority.issue(replica.name, names)
+                replica.env["SURVIVE_TLS_CA"] = str(authority.folder / AUTHORITY)
+            if replica.service.name in sources:
+                replica.env["SURVIVE_TLS_CLIENT"] = str(home / GOOD)
+            if replica.service.name in destinations:
+                replica.tls = str(home)
+                replica.env |= {
+                    "SURVIVE_TLS_CERT": str(home / SERVING),
+                    "SURVIVE_TLS_KEY": str(home / SERVING),
+                }
 
     async def _isolate(self) -> None:
         """Each replica gets an address and a namespace of its own; no proxy stands between them."""
@@ -257,9 +285,9 @@ class Driver:
         for link in wiring.links_from(self._context.spec, service.name):
             if link.name in self._context.links and self._network is None:
                 await self._put_proxy(link.name, link.dest)
-            addresses[link.env] = self._addresses(link.name, link.dest)
+            addresses[link.env] = wiring.spoken(link, self._addresses(link.name, link.dest))
         for replica in self._replicas[service.name]:
-            replica.env = wiring.environment(self._context, service, replica.number, addresses)
+            replica.env |= wiring.environment(self._context, service, replica.number, addresses)
 
     async def _put_proxy(self, link: str, dest: str) -> None:
         assert self._proxy is not None
@@ -277,6 +305,7 @@ class Driver:
                     proxy=self._proxy.api,
                     name=name,
                     lent=bool(self._context.spec.toxiproxy),
+                    tls=replica.tls,
                 )
             )
 
@@ -308,7 +337,7 @@ class Driver:
         ended = asyncio.ensure_future(process.ended.wait())
         health = asyncio.ensure_future(
             wiring.await_health(
-                self._context.transport,
+                secured(self._context.transport, self._spec(replica)),
                 replica.service,
                 replica.address,
                 last_lines=lambda: tail(replica.log),
@@ -443,6 +472,7 @@ class Driver:
             run=self._context.run_id,
             nofile=nofile,
             cgroup=cgroup,
+            tls=replica.tls,
             **wiring.stand_in_spec(replica.service, self._context.token),
         )
         return self._network.told(spec) if self._network else spec

@@ -26,7 +26,8 @@ from survive.host.driver import DriverContext, TargetUnhealthyError
 from survive.host.listener import Listener
 from survive.host.memory import MemoryNetwork, MemoryTransport, Node
 from survive.scenario.model import Service
-from survive.transport import CallFailedError, Transport
+from survive.tls import secured
+from survive.transport import CallFailedError
 
 from . import wiring
 
@@ -55,7 +56,7 @@ class VirtualReplica:
     def __init__(self, spec: HandleSpec, clock: Clock, transport: MemoryTransport) -> None:
         self.spec = spec
         self.clock = clock
-        self.transport: Transport = transport
+        self.transport = secured(transport, spec)
         self._network = transport.network
 
     async def kill(self) -> None:
@@ -78,6 +79,10 @@ class VirtualReplica:
         if node := self._node():
             node.resume()
 
+    async def certify(self, *, expired: bool) -> None:
+        """See survive.contracts.CertifiedHandle."""
+        self._network.expire(self.spec.address, on=expired)
+
     async def exists(self) -> bool:
         """A connection to the address is accepted by that very boot."""
         try:
@@ -95,7 +100,7 @@ class VirtualLink:
     def __init__(self, spec: HandleSpec, clock: Clock, transport: MemoryTransport) -> None:
         self.spec = spec
         self.clock = clock
-        self.transport: Transport = transport
+        self.transport = secured(transport, spec)
         self._network = transport.network
 
     async def add(self, toxic: Toxic) -> None:
@@ -114,6 +119,10 @@ class VirtualLink:
         """What an HTTP toxic counted."""
         listener = self._network.listener(self.spec.via)
         return {} if listener is None else listener.http.counts(name)
+
+    async def seen(self) -> Mapping[str, int]:
+        """What connected, by its first bytes."""
+        return dict(self._listener().seen)
 
     async def enable(self, on: bool) -> None:
         """Open or close the listener and its connections."""
@@ -189,9 +198,9 @@ class Driver:
         if needs is Needs.LINK:
             return VirtualLink(spec, clock, self._transport)
         if needs is Needs.GPU:
-            return SimulatedGpu(spec, clock, self._transport)
+            return SimulatedGpu(spec, clock, secured(self._transport, spec))
         if needs is Needs.STAND_IN:
-            return StandIn(spec, clock, self._transport)
+            return StandIn(spec, clock, secured(self._transport, spec))
         return VirtualReplica(spec, clock, self._transport)
 
     def hold(self, spec: HandleSpec) -> None:
@@ -213,6 +222,10 @@ class Driver:
             wiring.destination(spec, link)
         for service in spec.services.values():
             self._replicas[service.name] = self._declare(service)
+            if service.name in wiring.tls_ends(spec)[1]:
+                for replica in self._replicas[service.name]:
+                    weak = "plaintext_link" in spec.weaknesses
+                    self._network.secure(replica.address, also_plain=weak)
         for group in wiring.start_order(spec):
             for service in group:
                 self._wire(service)
@@ -234,7 +247,7 @@ class Driver:
         for link in wiring.links_from(self._context.spec, service.name):
             if link.name in self._context.links:
                 self._put_proxy(link.name, link.dest)
-            addresses[link.env] = self._addresses(link.name, link.dest)
+            addresses[link.env] = wiring.spoken(link, self._addresses(link.name, link.dest))
         for replica in self._replicas[service.name]:
             replica.env = wiring.environment(self._context, service, replica.number, addresses)
 
@@ -255,8 +268,13 @@ class Driver:
                     address=replica.address,
                     via=listener.address,
                     name=name,
+                    tls=self._tls(replica),
                 )
             )
+
+    def _tls(self, replica: _Replica) -> str:
+        """There are no files; any word says that it speaks TLS."""
+        return _NAME if replica.service.name in wiring.tls_ends(self._context.spec)[1] else ""
 
     def _addresses(self, link: str, dest: str) -> list[str]:
         if link in self._listeners:
@@ -268,7 +286,7 @@ class Driver:
         gone = asyncio.ensure_future(replica.watch.gone.wait())
         health = asyncio.ensure_future(
             wiring.await_health(
-                self._transport,
+                secured(self._transport, self._spec(replica)),
                 replica.service,
                 replica.address,
                 last_lines=lambda: list(node.log),
@@ -337,6 +355,7 @@ class Driver:
             probe_path=replica.service.health.path,
             pid=node.boot if node else 0,
             start_time=node.born_us if node else 0,
+            tls=self._tls(replica),
             **wiring.stand_in_spec(replica.service, self._context.token),
         )
 

@@ -12,6 +12,7 @@ from survive.contracts import HandleSpec
 from survive.errors import RefusedError
 from survive.host.driver import DriverContext, TargetUnhealthyError, data_path
 from survive.scenario.model import Link, Service, TargetSpec
+from survive.tls import HTTPS
 from survive.transport import CallFailedError, Request, Transport, read_all
 
 if TYPE_CHECKING:
@@ -60,6 +61,17 @@ def start_order(spec: TargetSpec) -> list[list[Service]]:
 def links_from(spec: TargetSpec, source: str) -> list[Link]:
     """The links by which a service calls others."""
     return [link for link in spec.links.values() if link.source == source]
+
+
+def tls_ends(spec: TargetSpec) -> tuple[set[str], set[str]]:
+    """The services that call over TLS links, and those that are called so."""
+    secure = [link for link in spec.links.values() if link.tls]
+    return {link.source for link in secure}, {link.dest for link in secure}
+
+
+def spoken(link: Link, addresses: Sequence[str]) -> list[str]:
+    """The addresses as the source is told them."""
+    return [HTTPS + address for address in addresses] if link.tls else list(addresses)
 
 
 def destination(spec: TargetSpec, link: str) -> str:
@@ -132,6 +144,7 @@ def link_spec(
     proxy: str = "",
     name: str = "",
     lent: bool = False,
+    tls: str = "",
 ) -> HandleSpec:
     """One listener of a link as plain data."""
     return HandleSpec(
@@ -145,6 +158,7 @@ def link_spec(
         proxy=proxy,
         proxy_name=name,
         lent=lent,
+        tls=tls,
     )
 
 

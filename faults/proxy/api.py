@@ -123,6 +123,8 @@ class Api:
                 return await self._create(request.fields())
             case _, ("proxies", name):
                 return await self._one_proxy(method, self._proxy(name), request)
+            case "GET", ("proxies", name, "seen"):  # ours: Toxiproxy has no such thing
+                return 200, self._proxy(name).seen()
             case _, ("proxies", name, "toxics"):
                 return self._all_toxics(request.method, self._proxy(name), request)
             case _, ("proxies", name, "toxics", toxic):

@@ -21,6 +21,9 @@ from .toxics import attributes
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 
+TLS_RECORD = b"\x16\x03"  # a handshake record of any version of TLS
+
+
 def host_port(text: str) -> tuple[str, int]:
     """``127.0.0.1:80``, ``[::1]:80``, ``:80``. Raises ValueError."""
     host, colon, port = text.rpartition(":")
@@ -59,6 +62,7 @@ class Proxy:
         self.http = Faults(seed)
         self._seed = seed
         self._accepted = 0
+        self._counted = {"tls": 0, "plain": 0}
         self._connections: set[Connection] = set()
         self._reserved: socket.socket | None = None  # bound, not listening
         self._server: asyncio.Server | None = None
@@ -72,6 +76,10 @@ class Proxy:
         """As the API shows it."""
         return {"name": self.name, "listen": self.listen, "upstream": self.upstream,
                 "enabled": self.enabled, "toxics": self.toxics_json()}  # fmt: skip
+
+    def seen(self) -> dict[str, Json]:
+        """Connections by their first bytes; one that said nothing is not counted."""
+        return {**self._counted}
 
     def toxics_json(self) -> list[Json]:
         """Upstream toxics first, as Toxiproxy lists them."""
@@ -145,9 +153,16 @@ class Proxy:
 
     def _accept(self) -> asyncio.BaseProtocol:
         self._accepted += 1
-        return Connection(
+        connection = Connection(
             self._accepted, host_port(self.upstream), self._stage, self.toxics,
-            self._connections, lambda: self.enabled, self.http).client  # fmt: skip
+            self._connections, lambda: self.enabled, self.http)  # fmt: skip
+        connection.client.first = self._saw
+        return connection.client
+
+    def _saw(self, begin: bytes) -> None:
+        """A connection began like this: with a TLS handshake record (RFC 8446 §5.1) or not."""
+        kind = "tls" if TLS_RECORD.startswith(begin[:2]) else "plain"
+        self._counted[kind] += 1
 
     def _stage(self, toxic: Applied, connection: int, changed: Callable[[], None]) -> Stage:
         chance = Random(f"{self._seed}:{self.name}:{toxic.name}:{toxic.stream}:{connection}")

@@ -223,7 +223,8 @@ class Stream:
 class End(asyncio.BufferedProtocol):
     """One socket of a connection: the client's or the upstream's."""
 
-    __slots__ = ("_connection", "_eof", "_loop", "_transport", "incoming", "lost", "outgoing")
+    __slots__ = ("_connection", "_eof", "_loop", "_transport", "first", "incoming", "lost",
+                 "outgoing")  # fmt: skip
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -231,6 +232,7 @@ class End(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._eof = False
         self.lost = False
+        self.first: Callable[[bytes], None] | None = None  # is told the first bytes, once
         self.outgoing: Stream  # what is read here
         self.incoming: Stream  # what is written here
 
@@ -251,7 +253,11 @@ class End(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """A chunk came."""
-        self.outgoing.enter(bytes(_BUFFER[:nbytes]), self._loop.time())
+        chunk = bytes(_BUFFER[:nbytes])
+        if self.first is not None:
+            self.first(chunk)
+            self.first = None
+        self.outgoing.enter(chunk, self._loop.time())
 
     def eof_received(self) -> bool:
         """The peer is done sending; it may still listen, so the other way stays open."""

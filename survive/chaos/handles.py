@@ -17,6 +17,7 @@ from survive.chaos.netns import Namespace, NetnsLink
 from survive.chaos.pressure import ProcessPressure, undo_by_hand
 from survive.clock import Clock
 from survive.contracts import FaultFailedError, Handle, HandleSpec, Injection, Json, Needs
+from survive.tls import secured, serve_certificate
 from survive.transport import CallFailedError, Request, Transport, read_all
 
 ADMIN_TIMEOUT_S = 1.0
@@ -71,8 +72,17 @@ class ProcessReplica:
 
     async def restore(self, injection_id: str) -> None:
         """Undo whatever that injection can have done but end it: the ladder's second rung."""
+        if self.spec.tls:
+            await self.certify(expired=False)
         await self.resume()
         await self.pressure.undo(injection_id)
+
+    async def certify(self, *, expired: bool) -> None:
+        """See survive.contracts.CertifiedHandle: swap its files, which it reads again."""
+        try:
+            serve_certificate(self.spec.tls, expired=expired)
+        except OSError as error:
+            raise FaultFailedError(f"certificate of {self.spec.replica_id}: {error}") from error
 
     async def os_state(self) -> str:
         """Its state letter in /proc/<pid>/stat (``T`` = stopped); "" if it is gone."""
@@ -138,6 +148,7 @@ async def _admin(handle: Handle, path: str, token: str, state: dict[str, Json]) 
 
 def open_handle(spec: HandleSpec, needs: Needs, clock: Clock, transport: Transport) -> Handle:
     """The handle for a spec, on a real host."""
+    transport = secured(transport, spec)
     if needs is Needs.GPU:
         return SimulatedGpu(spec, clock, transport)
     if needs is Needs.STAND_IN:
@@ -214,6 +225,8 @@ def by_hand(injection: Injection) -> str:
         return f"curl -sS -X DELETE http://{spec.proxy}/proxies/{spec.proxy_name}"
     if spec.proxy:
         return f"curl -sS -X POST http://{spec.proxy}/reset"
+    if injection.kind == "dependency.expired_certificate":
+        return f"cp -p {shlex.quote(spec.tls)}/good.pem {shlex.quote(spec.tls)}/serving.pem"
     family = injection.kind.partition(".")[0]
     if spec.token and family in {"gpu", "dependency", "observability"}:
         path, token = ("gpu", "x-gpu-token") if family == "gpu" else ("faults", "x-admin-token")

@@ -22,7 +22,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +30,7 @@ from typing import TypeVar
 from survive.chaos import processes
 from survive.clock import Clock
 from survive.contracts import FaultFailedError, HandleSpec
+from survive.errors import RefusedError
 from survive.transport import Broken, Transport
 
 T = TypeVar("T")
@@ -244,6 +245,13 @@ class NetnsLink:
         self.transport = transport
         self.inside = Namespace(spec.netns)
         self.peer = Namespace(spec.peer_netns)
+
+    async def seen(self) -> Mapping[str, int]:
+        """No proxy stands on the link, so nobody counts. Raises RefusedError."""
+        raise RefusedError(
+            f"no fault proxy stands on {self.spec.link}: nobody tells what goes through it",
+            hint="whether a link is encrypted needs a target without `isolation:`",
+        )
 
 
 def _tell(

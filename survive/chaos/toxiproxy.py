@@ -34,7 +34,7 @@ from survive.catalog import builtin_root
 from survive.chaos import processes
 from survive.clock import Clock
 from survive.contracts import FaultFailedError, HandleSpec, Toxic
-from survive.errors import HarnessError
+from survive.errors import HarnessError, RefusedError
 from survive.host.sockets import SocketTransport
 from survive.transport import Broken, CallFailedError, Request, Transport, read_all
 
@@ -261,6 +261,21 @@ class ProxyLink:
             await self._api.call("POST", path, {"enabled": True})
         state = await self._api.state(self.spec.proxy_name)
         return state is not None and name not in _toxics(state) and state.get("enabled") is True
+
+    async def seen(self) -> Mapping[str, int]:
+        """See LinkHandle. Only the embedded proxy counts. FaultFailedError if not to be read."""
+        try:
+            status, body = await self._api.call("GET", f"{proxy_path(self.spec.proxy_name)}/seen")
+            if status == 200 and isinstance(body, dict):
+                return {kind: int(body[kind]) for kind in ("tls", "plain")}
+            if not await self._api.is_embedded():
+                raise RefusedError(
+                    f"the Toxiproxy server at {self.spec.proxy} does not tell what goes through it",
+                    hint="whether a link is encrypted needs the embedded fault proxy: no `proxy:`",
+                )
+        except CallFailedError as error:
+            raise FaultFailedError(f"fault proxy {self.spec.proxy}: {error}") from error
+        raise FaultFailedError(f"proxy {self.spec.proxy_name} counts nothing: status {status}")
 
     async def enable(self, on: bool) -> None:
         """See LinkHandle. A proxy that is gone cannot be opened: that is a FaultFailedError."""

@@ -55,6 +55,7 @@ class Listener:
         self.enabled = True
         self.toxics: dict[str, Toxic] = {}
         self.http = HttpFaults()
+        self.seen = {"tls": 0, "plain": 0}
         self._applied: dict[str, Any] = {}
         self._seed = chance.getrandbits(64)
         self._accepted = 0

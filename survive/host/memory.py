@@ -27,6 +27,7 @@ from survive.clock import Clock
 from survive.contracts import AsgiApp, Scope
 from survive.host.listener import Listener, Pipe
 from survive.host.protocol import Rewriting
+from survive.tls import HTTPS
 from survive.transport import Broken, CallFailedError, Request
 
 LEAVE_GRACE_S = 1.0  # how long an app may go on after its client left
@@ -615,6 +616,12 @@ def _scope(request: Request) -> Scope:
 # --------------------------------------------------------------------------------------- network
 
 
+@dataclass(slots=True)
+class _Certificate:
+    also_plain: bool
+    expired: bool = False
+
+
 class MemoryNetwork:
     """Who listens where. Addresses look like real ones, boots count up over all nodes."""
 
@@ -624,11 +631,20 @@ class MemoryNetwork:
         self._listeners: dict[str, Listener] = {}
         self._next_port = _FIRST_PORT
         self._boots = 0
+        self._certificates: dict[str, _Certificate] = {}
 
     def address(self) -> str:
         """A new ``127.0.0.1:port`` that nobody has."""
         self._next_port += 1
         return f"127.0.0.1:{self._next_port - 1}"
+
+    def secure(self, address: str, *, also_plain: bool = False) -> None:
+        """Whoever answers there speaks TLS; ``also_plain``: and plain text too."""
+        self._certificates[address] = _Certificate(also_plain)
+
+    def expire(self, address: str, *, on: bool) -> None:
+        """The certificate served there has expired, or is good again. Raises KeyError."""
+        self._certificates[address].expired = on
 
     def node(self, name: str) -> Node:
         """A new node, born now; it does not listen yet."""
@@ -673,16 +689,33 @@ class MemoryNetwork:
         return node.boot
 
     def open(self, address: str) -> _Connection:
-        """A connection for one call. Raises CallFailedError(REFUSED)."""
+        """A connection for one call, ``https://`` a verified one. CallFailedError if none."""
+        tls = address.startswith(HTTPS)
+        address = address.removeprefix(HTTPS)
         listener = self._listeners.get(address)
         if listener is None:
             node = self._living(address)
             if node is None:
                 raise CallFailedError(Broken.REFUSED, address)
+            self._greet(address, tls=tls)
             return _Connection(self, node, None)
         if not listener.enabled:
             raise CallFailedError(Broken.REFUSED, address)
-        return _Connection(self, self._living(listener.upstream), listener)
+        node = self._living(listener.upstream)
+        if node is not None:
+            listener.seen["tls" if tls else "plain"] += 1
+            self._greet(listener.upstream, tls=tls)
+        return _Connection(self, node, listener)
+
+    def _greet(self, address: str, *, tls: bool) -> None:
+        """The handshake, in no time: both speak the same, and the certificate holds."""
+        served = self._certificates.get(address)
+        if tls and served is None:
+            raise CallFailedError(Broken.TLS, f"{address} speaks no TLS")
+        if served is not None and not tls and not served.also_plain:
+            raise CallFailedError(Broken.CLOSED, f"{address} speaks TLS only")
+        if served is not None and tls and served.expired:
+            raise CallFailedError(Broken.TLS, f"{address}: certificate has expired")
 
     def _living(self, address: str) -> Node | None:
         node = self._nodes.get(address)

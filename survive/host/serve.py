@@ -27,6 +27,7 @@ from survive.clock import LoopClock, seeded
 from survive.contracts import AsgiApp, MakeApp, ServiceContext
 from survive.errors import ExitCode, SurviveError, UsageError
 from survive.host.sockets import SocketTransport
+from survive.tls import ServedCertificate, Sniffing
 
 KEEP_ALIVE_S = 75  # above SocketTransport's 60 s, so that the client closes idle connections
 GRACE_S = 1
@@ -84,6 +85,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 async def _serve(make_app: MakeApp, listener: socket.socket) -> None:
     transport = SocketTransport()
+    if authority := os.environ.get("SURVIVE_TLS_CA"):
+        transport.trust(authority, os.environ.get("SURVIVE_TLS_CLIENT", ""))
     background = _Background()
     context = ServiceContext(
         clock=LoopClock(asyncio.get_running_loop().time()),
@@ -96,6 +99,8 @@ async def _serve(make_app: MakeApp, listener: socket.socket) -> None:
         exit=os._exit,
     )
     server = _Server(_config(make_app(context)))
+    if certificate := os.environ.get("SURVIVE_TLS_CERT"):
+        _secure(server, certificate)
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -120,6 +125,27 @@ def _config(app: AsgiApp) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
+
+
+def _secure(server: uvicorn.Server, certificate: str) -> None:
+    """Serve TLS only, with a certificate that may be renewed, to callers that show theirs."""
+
+    def renew_connections() -> None:
+        # Those that idle are closed, the others after their answer: whoever called under the old
+        # certificate has to look at the new one.
+        for connection in list(server.server_state.connections):
+            connection.shutdown()
+
+    key = os.environ.get("SURVIVE_TLS_KEY", certificate)
+    authority = os.environ.get("SURVIVE_TLS_CA", "")
+    context = ServedCertificate(certificate, key, authority, renew_connections).context
+    config = server.config
+    config.load()
+    if "plaintext_link" in os.environ.get("SURVIVE_WEAKNESSES", "").split(","):
+        protocol = config.http_protocol_class
+        config.http_protocol_class = lambda **given: Sniffing(lambda: protocol(**given), context)
+    else:
+        config.ssl = context
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]

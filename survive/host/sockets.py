@@ -12,10 +12,15 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import httptools
 
+from survive.tls import HTTPS, client_context
 from survive.transport import Broken, CallFailedError, Headers, Request
+
+if TYPE_CHECKING:
+    import ssl
 
 MAX_IDLE = 64  # idle connections kept for each address; more are closed when they become free
 IDLE_S = 60.0  # below the 75 s after which our servers close an idle connection
@@ -308,6 +313,13 @@ class SocketTransport:
         self._idle: dict[str, list[_Connection]] = {}
         self._open: dict[_Connection, str] = {}
         self._closed = False
+        self._trusted: tuple[str, str] | None = None
+        self._secure: ssl.SSLContext | None = None
+
+    def trust(self, authority: str, client: str) -> None:
+        """See survive.tls.Trusting. The files are read when they are first needed."""
+        if self._trusted != (authority, client):
+            self._trusted, self._secure = (authority, client), None
 
     async def call(self, address: str, request: Request, *, timeout_s: float) -> _Answer:
         """See Transport.call."""
@@ -323,17 +335,16 @@ class SocketTransport:
     async def linger(self, address: str, request: Request, *, timeout_s: float) -> float:
         """See Transport.linger."""
         closing = replace(request, headers=(*request.headers, ("connection", "close")))
-        host, port = split_address(address)
         loop = asyncio.get_running_loop()
         watch = _Watch(encode(address, closing), loop.create_future())
         try:
             async with asyncio.timeout(timeout_s):
-                await loop.create_connection(lambda: watch, host, port)
+                await self._dial(lambda: watch, address)
                 return await watch.ended
         except TimeoutError:
             raise CallFailedError(Broken.TIMEOUT, f"{address} ended nothing") from None
         except OSError as error:
-            raise CallFailedError(Broken.REFUSED, f"{address}: {error}") from error
+            raise _unconnected(address, error) from error
         finally:
             watch.leave()
 
@@ -374,21 +385,31 @@ class SocketTransport:
         return None
 
     async def _connect(self, address: str) -> _Connection:
-        host, port = split_address(address)
         connection = _Connection(self._freed, self._lost)
         try:
-            await asyncio.get_running_loop().create_connection(lambda: connection, host, port)
+            await self._dial(lambda: connection, address)
         except TimeoutError:
             raise
-        except ConnectionResetError as error:
-            raise CallFailedError(Broken.RESET, f"{address}: {error}") from error
         except OSError as error:
-            raise CallFailedError(Broken.REFUSED, f"{address}: {error}") from error
+            raise _unconnected(address, error) from error
         self._open[connection] = address
         if not connection.is_usable():
             self._lost(connection)  # the peer hung up before we came to know of it
             raise CallFailedError(Broken.CLOSED, f"{address}: closed while connecting")
         return connection
+
+    async def _dial(self, make: Callable[[], asyncio.Protocol], address: str) -> None:
+        """Connect; of ``https://`` addresses the peer is verified. OSError, CallFailedError."""
+        loop = asyncio.get_running_loop()
+        host, port = split_address(address)
+        if not address.startswith(HTTPS):
+            await loop.create_connection(make, host, port)
+            return
+        if self._trusted is None:
+            raise CallFailedError(Broken.TLS, f"{address}: nobody is trusted")
+        if self._secure is None:
+            self._secure = client_context(*self._trusted)
+        await loop.create_connection(make, host, port, ssl=self._secure)
 
     def _freed(self, connection: _Connection) -> None:
         idle = self._idle.setdefault(self._open[connection], [])
@@ -405,6 +426,16 @@ class SocketTransport:
             idle.remove(connection)
 
 
+def _unconnected(address: str, error: OSError) -> CallFailedError:
+    """How a connection failed that did not come to be."""
+    how = Broken.REFUSED
+    if isinstance(error, ConnectionResetError | ConnectionAbortedError):
+        how = Broken.RESET
+    elif getattr(error, "library", None) is not None or hasattr(error, "verify_code"):
+        how = Broken.TLS  # an ssl.SSLError
+    return CallFailedError(how, f"{address}: {error}")
+
+
 async def _head_of(answer: _Answer, connection: _Connection) -> None:
     try:
         await answer.head()
@@ -414,8 +445,8 @@ async def _head_of(answer: _Answer, connection: _Connection) -> None:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """``127.0.0.1:80`` or ``[::1]:80`` → host, port. Raises CallFailedError."""
-    host, _, port = address.rpartition(":")
+    """``127.0.0.1:80``, ``[::1]:80``, ``https://…`` → host, port. Raises CallFailedError."""
+    host, _, port = address.removeprefix(HTTPS).rpartition(":")
     if not host or not port.isascii() or not port.isdecimal():
         raise CallFailedError(Broken.REFUSED, f"{address!r} is not host:port")
     return host.strip("[]"), int(port)
@@ -428,7 +459,7 @@ def encode(address: str, request: Request) -> bytes:
     lines = [f"{request.method} {request.path} HTTP/1.1"]
     names = _append_headers(lines, request.headers)
     if "host" not in names:
-        lines.append(f"host: {address}")
+        lines.append(f"host: {address.removeprefix(HTTPS)}")
     if "content-length" not in names and (request.body or request.method in _BODY_METHODS):
         lines.append(f"content-length: {len(request.body)}")
     try:

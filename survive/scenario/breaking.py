@@ -203,11 +203,23 @@ def _check_links(check: Check, path: Loc, model: FaultModel) -> None:
         check.wrong((*path, "link"), "names a link twice")
     for link in links if check.knows("entry") else ():
         if link in check.links:
+            _check_readable(check, path, model, link)
             continue
         hint = nearest(link, check.links)
         if check.spec.driver == "external":
             hint = f"of an external target only {check.spec.entry_link} can be hit"
         check.wrong((*path, "link"), f"unknown link {link!r}", hint)
+
+
+def _check_readable(check: Check, path: Loc, model: FaultModel, link: str) -> None:
+    """What acts on HTTP needs to read it."""
+    known = check.spec.links.get(link)
+    if model.kind.startswith("protocol.") and known is not None and known.tls:
+        check.wrong(
+            (*path, "link"),
+            f"{link} is TLS: no proxy reads what goes through it, so {model.kind} cannot act",
+            "network faults can; or break a link without `tls: true`",
+        )
 
 
 def _check_service(

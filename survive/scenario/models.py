@@ -587,6 +587,11 @@ class LinkModel(Strict):
     """Who calls whom; the name is `source -> destination`."""
 
     env: Variable = Field(description="The variable by which the source gets the addresses.")
+    tls: bool = Field(
+        False,
+        description="Addresses are handed over as https://host:port; both sides show certificates "
+        "of an authority made for the run (SURVIVE_TLS_CERT, _KEY, _CA, _CLIENT).",
+    )
 
 
 class ProxyModel(Strict):

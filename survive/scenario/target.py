@@ -23,6 +23,7 @@ WEAKNESSES = (
     *("no_backpressure", "cross_tenant_cache", "stale_cache", "cold_cache_stampede", "frozen_feed"),
     "plaintext_link",
 )
+TLS_DRIVERS = ("process", "virtual")  # they start the services, so they can give certificates
 OWN_AUTH = ("bearer", "none")  # words of `auth:` that are no identity
 LOAD = "load"  # the source of the entry link; no service may be called so
 
@@ -70,6 +71,7 @@ def check_target(model: TargetModel, source: TargetSource, catalog: Catalog) -> 
     for name, service in model.services.items():
         _check_service(name, service, model, source)
     _check_links(model, source)
+    _check_tls(model, source)
     for index, weakness in enumerate(model.weaknesses):
         if weakness not in WEAKNESSES:
             source.wrong(
@@ -228,6 +230,25 @@ def _check_links(model: TargetModel, source: TargetSource) -> None:
             source.wrong(("links", name), "a service has no link to itself", key=True)
 
 
+def _check_tls(model: TargetModel, source: TargetSource) -> None:
+    """A replica that speaks TLS speaks nothing else, so all who call it have to."""
+    secure = {name: link.tls for name, link in model.links.items() if _LINK.fullmatch(name)}
+    destinations = {name.partition(" -> ")[2] for name, tls in secure.items() if tls}
+    for name, tls in secure.items():
+        path = ("links", name, "tls") if tls else ("links", name)
+        dest = name.partition(" -> ")[2]
+        if tls and model.driver not in TLS_DRIVERS:
+            hint = f"only {' and '.join(TLS_DRIVERS)} can"
+            source.wrong(path, f"driver {model.driver} makes no certificates", hint)
+        elif tls and model.isolation is not None:
+            source.wrong(path, "services in namespaces of their own have no certificates", "")
+        elif tls and dest == model.entry:
+            source.wrong(path, "the entry is called by the load, in plain text", "remove the key")
+        elif not tls and dest in destinations:
+            said = f"{dest} speaks TLS only, for another link to it has `tls: true`"
+            source.wrong(path, said, "give this link `tls: true` too", key=True)
+
+
 def _check_bearer(bearer: str, source: TargetSource) -> None:
     if not re.fullmatch(r"\$\{[^}]*\}", bearer):
         source.wrong(
@@ -301,7 +322,7 @@ def _first_env(text: str) -> str:
 def make_target(model: TargetModel, source: TargetSource, catalog: Catalog) -> TargetSpec:
     """The spec of a target without problems."""
     services = {name: _service(name, service) for name, service in model.services.items()}
-    links = {name: _link(name, link.env) for name, link in model.links.items()}
+    links = {name: _link(name, link.env, tls=link.tls) for name, link in model.links.items()}
     return TargetSpec(
         name=source.name,
         driver=model.driver,
@@ -343,6 +364,6 @@ def _service(name: str, model: ServiceModel) -> Service:
     )
 
 
-def _link(name: str, env: str) -> Link:
+def _link(name: str, env: str, *, tls: bool) -> Link:
     source, _, dest = name.partition(" -> ")
-    return Link(source, dest, env)
+    return Link(source, dest, env, tls)

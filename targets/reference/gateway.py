@@ -36,6 +36,7 @@ from .door import Door
 from .forward import Errand, Forwarder, Limits, Manners
 from .guard import Guard
 from .keys import BATCH, TOKEN_LIFE_S, Tenant
+from .links import downgrading
 from .metrics import Labels, family, page
 from .quotas import BATCH_SHARE, Quotas
 from .retries import RetryBudget
@@ -71,6 +72,8 @@ def make_app(context: ServiceContext) -> AsgiApp:
 def make_gateway(context: ServiceContext, limits: Limits) -> AsgiApp:
     """make_app with other limits."""
     weak = _weaknesses(context)
+    if "plaintext_link" in weak:
+        context = replace(context, call=downgrading(context.call))
     if "no_timeout" in weak:
         limits = Limits(NO_DEADLINE_S, NO_DEADLINE_S, NO_DEADLINE_S, limits.in_flight)
     if "unbounded_queue" in weak:

@@ -41,7 +41,7 @@ CROWDED = 8  # in flight: a session moves on from a replica with twice as many a
 _CHECK = Request("GET", "/health")
 _METRICS = Request("GET", "/metrics")
 _WAITING = re.compile(rb"^vllm:num_requests_waiting(?:\{[^}]*\})? ([0-9.e+]+)", re.MULTILINE)
-_AT_ONCE = frozenset({Broken.REFUSED, Broken.RESET})
+_AT_ONCE = frozenset({Broken.REFUSED, Broken.RESET, Broken.TLS})
 
 
 @dataclass(frozen=True, slots=True)
