@@ -36,6 +36,7 @@ TRIAL_US = 500_000  # until the first trial; doubled after each that fails
 MAX_TRIAL_US = 2_000_000  # below any limit on recovery
 SCRAPE_EVERY_US = 1_000_000
 SCRAPE_STALE_US = 2_500_000
+MAX_SESSIONS = 100_000  # that a weak gateway keeps
 CROWDED = 8  # in flight: a session moves on from a replica with twice as many and more than others
 
 _CHECK = Request("GET", "/health")
@@ -113,6 +114,7 @@ class Upstreams:
         self._care = care
         self._clock = clock
         self._chance = chance
+        self._stuck: dict[bytes, Upstream] = {}  # sessions, of a weak gateway only
         self._turn = 0
         self._suspects = 0
         self._ramp_until_us = 0
@@ -282,17 +284,21 @@ class Upstreams:
 
         A replica that is far more loaded than the least loaded one gives sessions away, too.
         """
+        stuck = self._stuck.get(session)
+        if stuck is not None:
+            return stuck
         least = min((u.in_flight for u in self.all if u.healthy), default=0)
         best: Upstream | None = None
         highest = -1
         for upstream in self.all:
             well = self._may_be_asked(upstream) and upstream is not not_this
-            crowded = well and upstream.in_flight >= max(CROWDED, 2 * least + 2)
-            if (not well and not self._care.sticky) or crowded:
+            if not well or upstream.in_flight >= max(CROWDED, 2 * least + 2):
                 continue
             rank = zlib.crc32(upstream.id.encode(), zlib.crc32(session)) * 2654435761 % 2**32
             if rank > highest:
                 best, highest = upstream, rank
+        if self._care.sticky and best is not None and len(self._stuck) < MAX_SESSIONS:
+            self._stuck[session] = best
         return best
 
     def _may_be_asked(self, upstream: Upstream) -> bool:
