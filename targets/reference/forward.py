@@ -46,7 +46,7 @@ class Manners:
     """What a production gateway does beyond the small one, and what a weak one does instead."""
 
     budget: RetryBudget | None = None
-    resumes: bool = False
+    resumes: RetryBudget | None = None  # of its own: what goes on repeats no work but the prefill
     storms: bool = False
     herds: bool = False
     forges: bool = False
@@ -219,9 +219,11 @@ class Forwarder:
 
     def _relay(self, errand: Errand, answer: Forwarded) -> Relay | None:
         manners = self._manners
-        kept = manners.resumes or manners.forges or errand.guard is not None
+        kept = manners.resumes is not None or manners.forges or errand.guard is not None
         if not kept or not errand.streamed or answer.status != 200:
             return None
+        if manners.resumes is not None:
+            manners.resumes.request()
         return Relay(errand.guard.filter() if errand.guard is not None else None)
 
     async def _copy(
@@ -251,12 +253,12 @@ class Forwarder:
         self, errand: Errand, relay: Relay | None, broken: Upstream
     ) -> Forwarded | None:
         """The rest of a broken stream from another replica, if there is one, and time."""
-        if relay is None or not self._manners.resumes:
+        budget = self._manners.resumes
+        if relay is None or budget is None:
             return None
         while relay.resumes < MAX_RESUMES:
-            budget = self._manners.budget
             upstream = errand.upstreams.pick(broken, errand.session)
-            if upstream is None or (budget is not None and not budget.take()):
+            if upstream is None or not budget.take():
                 return None
             request = errand.request
             if relay.tokens:

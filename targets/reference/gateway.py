@@ -144,7 +144,7 @@ def _manners(context: ServiceContext, weak: frozenset[str]) -> Manners:
     budgeted = context.env.get("RETRY_BUDGET") == "on" and "retry_storm" not in weak
     return Manners(
         budget=RetryBudget(context.clock) if budgeted else None,
-        resumes=context.env.get("RESUME") == "on",
+        resumes=RetryBudget(context.clock, 1.0) if context.env.get("RESUME") == "on" else None,
         storms="retry_storm" in weak,
         herds="thundering_herd" in weak,
         forges="silent_truncation" in weak,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from .guard import Filter
 
 RESUME_HEADER = "x-resume-after"
-MAX_RESUMES = 3
+MAX_RESUMES = 6
 FORGED = (
     b'data: {"object":"chat.completion.chunk","choices":[{"index":0,"delta":{},'
     b'"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'

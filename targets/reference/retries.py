@@ -16,8 +16,9 @@ WINDOW_S = 10
 class RetryBudget:
     """Requests and retries of the last ten whole seconds."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, share: float = SHARE) -> None:
         self._clock = clock
+        self._share = share
         self._second = 0
         self._requests = [0] * WINDOW_S
         self._retries = [0] * WINDOW_S
@@ -32,7 +33,7 @@ class RetryBudget:
     def take(self) -> bool:
         """Whether one more retry is within the budget; if so it is taken."""
         self._turn()
-        if sum(self._retries) >= FLOOR + SHARE * sum(self._requests):
+        if sum(self._retries) >= FLOOR + self._share * sum(self._requests):
             self.refused += 1
             return False
         self._retries[self._second % WINDOW_S] += 1
