@@ -21,6 +21,7 @@ from survive.contracts import Json
 from survive.errors import Problem, ScenarioError, Where
 from survive.load.checks import AnswerCheck
 from survive.scenario.model import Expect, ProbeCall, RequestKind, Retries, Scenario
+from survive.scenario.traces import with_lengths
 from survive.transport import Headers, Request
 
 MAX_ROWS = 1_000_000
@@ -157,7 +158,7 @@ def _csv_rows(text: str) -> list[Row]:
     for row in reader:
         if None in row or None in row.values():
             raise ValueError(f"line {reader.line_num} has not as many fields as the header")
-        rows.append(dict(row))
+        rows.append(with_lengths(row))
     return rows
 
 
@@ -174,7 +175,7 @@ def _jsonl_rows(path: Path, text: str, problems: list[Problem]) -> list[Row]:
         if not isinstance(row, dict):
             problems.append(Problem(Where(str(path), number, 1), "a row must be a JSON object"))
             continue
-        rows.append(row)
+        rows.append(with_lengths(row))
     return rows
 
 

@@ -13,6 +13,8 @@ that sends a part of the schedule makes every gap and keeps its own arrivals by 
 number needs the counts of all earlier blocks with Poisson too): no messages, and the union is
 still the whole.
 
+A trace (scenario/traces.py) is laid on that axis as it is, and its rows go with its arrivals.
+
 Random bits are counter-based and ln and exp our own (chance.py); the Poisson table is exact integer
 arithmetic: the same seed gives the same bytes on any IEEE-754 machine.
 """
@@ -145,8 +147,10 @@ class Schedule:
     """
 
     def __init__(
-        self, seed: int, arrivals: str, phases: Sequence[Phase], kinds: Sequence[str]
-    ) -> None:
+        self, seed: int, arrivals: str, phases: Sequence[Phase], kinds: Sequence[str],
+        trace_us: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        self._trace = np.array(trace_us, dtype=np.float64)
         self._seed = seed
         self._cv = burstiness(arrivals)
         self._poisson = arrivals == "poisson"
@@ -166,7 +170,7 @@ class Schedule:
     @classmethod
     def of(cls, plan: Any) -> Schedule:
         """The schedule of a Plan."""
-        return cls(plan.seed, plan.arrivals, plan.phases, plan.kinds)
+        return cls(plan.seed, plan.arrivals, plan.phases, plan.kinds, plan.trace_us)
 
     def blocks(self) -> Iterator[Block]:
         """Every arrival, in order. Empty blocks are left out."""
@@ -179,6 +183,9 @@ class Schedule:
 
     def _covering(self) -> Iterator[tuple[int, F64]]:
         """(block, its places on the Λ axis), ascending, until the axis is covered."""
+        if len(self._trace):
+            yield from enumerate(self._replayed())
+            return
         if self._cv is None:
             for number in range(math.ceil(self.expected / BLOCK)):
                 yield number, self._places(number)
@@ -205,6 +212,8 @@ class Schedule:
                 self._cumulative[index, :-1], draw[start:end], side="right"
             )
         row = (bits(self._seed, _ROW, number, len(at)) >> np.uint64(32)).astype(np.int64)
+        if len(self._trace):
+            row = (first + np.arange(len(at), dtype=np.int64)) % len(self._trace)
         return Block(first, intended, kind, row)
 
     def _stretches(self, at: F64) -> Iterator[tuple[int, tuple[int, int]]]:
@@ -221,6 +230,19 @@ class Schedule:
                 yield index, (start, end)
             start = end
             if start == len(at):
+                return
+
+    def _replayed(self) -> Iterator[F64]:
+        """The trace at a mean of one arrival a unit, over and over, in pieces of a block.
+
+        From the last arrival of a round to the first of the next lies the mean gap.
+        """
+        count = len(self._trace)
+        at = self._trace * ((count - 1) / self._trace[-1])
+        for turn in itertools.count():
+            for begin in range(0, count, BLOCK):
+                yield at[begin : begin + BLOCK] + float(turn * count)
+            if (turn + 1) * count >= self.expected:
                 return
 
     def _places(self, number: int) -> F64:

@@ -56,6 +56,7 @@ class Plan:
     slices: tuple[tuple[int, int], ...]
     end_us: int  # of the last phase
     planned: tuple[tuple[int, ...], ...]  # [phase][kind]
+    trace_us: tuple[int, ...] = ()  # of a replayed trace: its moments, from its first
 
     def to_json(self) -> dict[str, Json]:
         """Plain data; rates as exact fractions in text."""
@@ -82,6 +83,7 @@ class Plan:
                 "faults": tuple(FaultWindow(**f) for f in data["faults"]),
                 "marks": tuple(data["marks"]),
                 "slices": tuple((s, e) for s, e in data["slices"]),
+                "trace_us": tuple(data.get("trace_us", ())),
                 "planned": tuple(tuple(row) for row in data["planned"]),
             }
         )

@@ -102,7 +102,7 @@ def make_plan(scenario: Scenario) -> Plan:
     span = recovery_span_us(scenario.objectives.values())
     windows = fault_windows(scenario.faults.values(), span, load.end_us)
     kinds = tuple(scenario.requests)
-    schedule = Schedule(scenario.seed, load.arrivals, load.phases, kinds)
+    schedule = Schedule(scenario.seed, load.arrivals, load.phases, kinds, load.trace_us)
     return Plan(
         version=VERSION,
         name=scenario.name,
@@ -121,6 +121,7 @@ def make_plan(scenario: Scenario) -> Plan:
         slices=slices(load.end_us, (p.end_us for p in load.phases), windows),
         end_us=load.end_us,
         planned=_counts(schedule, [p.start_us for p in load.phases], len(kinds)),
+        trace_us=load.trace_us,
     )
 
 

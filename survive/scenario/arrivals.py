@@ -30,6 +30,7 @@ from fractions import Fraction
 
 PRESETS: Mapping[str, float] = {"azure-conv": 1.1, "azure-code": 13.2}
 _BURSTY = "bursty cv "
+_TRACE = "trace cv "
 _SIGMAS = 3
 
 
@@ -38,15 +39,24 @@ def bursty(cv: float) -> str:
     return f"{_BURSTY}{cv!r}".removesuffix(".0")
 
 
+def traced(cv: float) -> str:
+    """The word of a plan that replays a trace whose gaps have that coefficient of variation."""
+    return f"{_TRACE}{cv!r}".removesuffix(".0")
+
+
 def burstiness(arrivals: str) -> float | None:
-    """The CV of gamma arrivals; None for poisson and uniform. ValueError for an unknown word."""
+    """The CV of gamma arrivals or of a trace; None for poisson and uniform.
+
+    Raises ValueError for an unknown word.
+    """
     if arrivals in {"poisson", "uniform"}:
         return None
     if arrivals in PRESETS:
         return PRESETS[arrivals]
-    if not arrivals.startswith(_BURSTY):
-        raise ValueError(f"unknown arrivals {arrivals!r}")
-    return float(arrivals.removeprefix(_BURSTY))
+    for word in (_BURSTY, _TRACE):
+        if arrivals.startswith(word):
+            return float(arrivals.removeprefix(word))
+    raise ValueError(f"unknown arrivals {arrivals!r}")
 
 
 def lanes_needed(arrivals: str, mean: Fraction) -> int:

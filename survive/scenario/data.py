@@ -12,6 +12,7 @@ from typing import Any
 
 from survive.catalog import nearest
 from survive.errors import Problem, Where
+from survive.scenario.traces import with_lengths
 
 MAX_BYTES = 256 << 20  # as the load process reads it whole
 SUFFIXES = (".jsonl", ".ndjson", ".csv")
@@ -84,7 +85,10 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
             except (ValueError, RecursionError) as error:
                 yield number, _Bad(f"not JSON: {error}"[:120])
                 return
-            yield number, row if isinstance(row, dict) else _Bad("the row is not an object")
+            yield (
+                number,
+                with_lengths(row) if isinstance(row, dict) else _Bad("the row is not an object"),
+            )
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -92,4 +96,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
         reader = csv.DictReader(lines, strict=True)
         for row in reader:
             whole = None not in row and None not in row.values()
-            yield reader.line_num, row if whole else _Bad("the row and the header differ in length")
+            yield (
+                reader.line_num,
+                with_lengths(row) if whole else _Bad("the row and the header differ in length"),
+            )

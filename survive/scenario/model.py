@@ -214,11 +214,12 @@ class Phase:
 class LoadSpec:
     """The whole schedule of the load, before chance."""
 
-    arrivals: str  # poisson | uniform | bursty cv N | a preset; see arrivals.py
+    arrivals: str  # poisson | uniform | bursty cv N | trace cv N | a preset; see arrivals.py
     scale: Fraction
     lanes: int  # connections, each with one request at a time
     lanes_needed: int  # ceil(peak rate × largest timeout × 1.2); more if bursty
     phases: tuple[Phase, ...]
+    trace_us: tuple[int, ...] = ()  # moments of a trace that is replayed, from its first
 
     @property
     def end_us(self) -> int:

@@ -340,13 +340,26 @@ class BurstyModel(Strict):
     bursty: GammaModel = Field(description="Gaps of a gamma process, like {cv: 3}.")
 
 
+class TraceModel(Strict):
+    """Arrivals as in a trace of real traffic."""
+
+    trace: Text = Field(
+        description="A file beside the scenario: Azure's CSV (TIMESTAMP, ...) or Mooncake's .jsonl "
+        "(timestamp, ...). It gives the pattern, the phases give the rates. As `data:` too, its "
+        "rows come in step, with input_tokens and output_tokens."
+    )
+
+
 def _arrivals_form(value: object) -> str:
+    if isinstance(value, TraceModel) or (isinstance(value, dict) and "trace" in value):
+        return "trace"
     return "map" if isinstance(value, dict | BurstyModel) else "name"
 
 
 Arrivals = Annotated[
     Annotated[Literal["poisson", "uniform", "azure-conv", "azure-code"], Tag("name")]
-    | Annotated[BurstyModel, Tag("map")],
+    | Annotated[BurstyModel, Tag("map")]
+    | Annotated[TraceModel, Tag("trace")],
     Discriminator(_arrivals_form),
 ]
 
@@ -357,7 +370,8 @@ class LoadModel(Strict):
     arrivals: Arrivals = Field(
         "poisson",
         description="How intended starts are spread: poisson (default), uniform, bursty: {cv: 3}, "
-        "or bursty like a public trace: azure-conv (cv 1.1), azure-code (cv 13.2).",
+        "bursty like a public trace: azure-conv (cv 1.1), azure-code (cv 13.2), or as in a trace "
+        "of your own: trace: calls.csv.",
     )
     scale: Scale = Field(
         Fraction(1), description="Every rate times this, like 1/1000; printed in each header."

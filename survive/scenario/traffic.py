@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from survive.catalog import nearest
-from survive.scenario.arrivals import bursty, lanes_needed
+from survive.scenario.arrivals import bursty, lanes_needed, traced
 from survive.scenario.check import Check, is_streamed
 from survive.scenario.data import Variable, data_problem, variables
 from survive.scenario.model import (
@@ -19,12 +19,14 @@ from survive.scenario.model import (
     Retries,
 )
 from survive.scenario.models import (
+    BurstyModel,
     ClientsModel,
     ExpectModel,
     LoadModel,
     PhaseModel,
     RequestModel,
 )
+from survive.scenario.traces import read_trace, variation
 from survive.scenario.tree import Path as Loc
 from survive.scenario.tree import strings
 from survive.units import SECOND, show_rps, show_us
@@ -205,7 +207,7 @@ def make_load(check: Check, requests: Mapping[str, RequestKind]) -> LoadSpec:
         check.wrong(("load", "phases"), f"the load lasts {show_us(end)}, over 24h", key=True)
     peak = max(p.peak_rps for p in phases)
     timeout = max((r.timeout_us for r in requests.values()), default=SECOND)
-    arrivals = _arrivals(model)
+    arrivals, trace_us = _arrivals(check, model)
     needed = lanes_needed(arrivals, peak * Fraction(timeout, SECOND))
     lanes = model.lanes if model.lanes is not None else min(needed, MAX_LANES)
     if lanes < needed:
@@ -213,13 +215,25 @@ def make_load(check: Check, requests: Mapping[str, RequestKind]) -> LoadSpec:
             f"{lanes} lanes are fewer than the {needed} that {show_rps(float(peak))} with "
             f"timeouts of {show_us(timeout)} can need; waiting for a lane counts as latency"
         )
-    return LoadSpec(arrivals, model.scale, lanes, needed, tuple(phases))
+    return LoadSpec(arrivals, model.scale, lanes, needed, tuple(phases), trace_us)
 
 
-def _arrivals(model: LoadModel) -> str:
-    """The word of the plan for how arrivals are spread."""
+def _arrivals(check: Check, model: LoadModel) -> tuple[str, tuple[int, ...]]:
+    """The word of the plan for how arrivals are spread, and the moments of a trace."""
     given = model.arrivals
-    return given if isinstance(given, str) else bursty(given.bursty.cv)
+    if isinstance(given, str):
+        return given, ()
+    if isinstance(given, BurstyModel):
+        return bursty(given.bursty.cv), ()
+    if check.stored:
+        return traced(1.0), ()  # the plan of the record has the moments
+    try:
+        moments = read_trace(check.folder / given.trace)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        check.wrong(("load", "arrivals", "trace"), f"{given.trace}: {why}")
+        return traced(1.0), ()
+    return traced(variation(moments)), moments
 
 
 def _phase(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from fractions import Fraction
@@ -13,6 +14,9 @@ from hypothesis import strategies as st
 
 from survive.catalog import Catalog, builtin_root
 from survive.errors import RecordError, ScenarioError
+from survive.load.template import compile_requests
+from survive.plan.model import Plan
+from survive.plan.plan import make_plan
 from survive.scenario.loader import dump_scenario, load_scenario, load_stored, to_yaml
 from survive.scenario.model import Metric, Scenario
 from survive.scenario.tree import plain, read_tree
@@ -226,6 +230,22 @@ def test_lanes_default_to_what_is_needed_and_fewer_is_a_warning(team: Path) -> N
     assert len(many.warnings) == 1
 
 
+def test_arrivals_can_be_those_of_a_trace(team: Path) -> None:
+    azure = "2023-11-16 18:15:4{}.5,{},44\n"
+    rows = "".join(azure.format(at, 100 + at) for at in (1, 2, 3, 7))
+    (team / "calls.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    edit(team, "  phases:", "  arrivals: {trace: calls.csv}\n  phases:")
+    edit(team, "row.q }}\"}, data: rows.jsonl", "row.input_tokens }}\"}, data: calls.csv")
+    scenario = load(team)
+    assert scenario.load.trace_us == (0, 1_000_000, 2_000_000, 6_000_000)
+    assert scenario.load.arrivals == "trace cv 0.71"
+    kinds = compile_requests(scenario, "")
+    assert [json.loads(request.body)["q"] for request in kinds[0].requests] == [101, 102, 103, 107]
+    plan = make_plan(scenario)
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert sum(map(sum, plan.planned)) == pytest.approx(10 * 10 + 25 * 10 + 40 * 60, abs=4)
+
+
 def test_a_ramp_can_go_in_steps_and_a_spike_is_not_steady(team: Path) -> None:
     edit(team, "ramp_to: 40/s", "ramp_to: 40/s, steps: 3")
     edit(team, "    - {name: high", "    - {name: flash, spike: 200/s, for: 2s}\n    - {name: high")
@@ -401,6 +421,7 @@ ONE = [
         "phases:",
         "the load lasts 86420s, over 24h",
     ),
+    ("  phases:", "  arrivals: {trace: no.csv}\n  phases:", F, 8, "no.csv", "no.csv: No such file"),
     ("rate: 10/s", "rate: 10/s, steps: 3", F, 9, "steps:", "only a ramp has steps"),
     ("ramp_to: 40/s", "ramp_to: 40/s, steps: 1", F, 10, "1", "1 is less than 2"),
     (
