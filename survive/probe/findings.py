@@ -150,10 +150,15 @@ def _committed(answer: Answer) -> bool:
 
 
 def encrypted(before: dict[str, int], now: dict[str, int]) -> Said:
-    """Good: no plain connection was begun since the last look, and encrypted ones were seen."""
+    """Good: no plain connection was begun since the last look, and encrypted ones were seen.
+
+    Connections are kept: where none was ever encrypted, the plain ones still carry all there is.
+    """
     plain = now.get("plain", 0) - before.get("plain", 0)
     if plain > 0:
         return Said(False, f"{plain} connection{'s' if plain > 1 else ''} in plain text")
     if now.get("tls", 0) > 0:
         return Said(True)
+    if now.get("plain", 0) > 0:
+        return Said(False, "every connection so far is in plain text")
     return Said(None, "nothing has connected yet")

@@ -153,6 +153,14 @@ def test_a_link_is_encrypted_until_a_plain_connection_is_seen() -> None:
     assert found[2]["why"] == "1 connection in plain text"
 
 
+def test_a_kept_plain_connection_stays_plain() -> None:
+    async def look(_: str) -> dict[str, int]:
+        return {"tls": 0, "plain": 1}
+
+    found = play(never, probe(Metric.ENCRYPTED, link="a -> b"), times=2, look=look)
+    assert [f["ok"] for f in found] == [False, False]
+
+
 def test_the_same_seed_tells_the_same() -> None:
     def told() -> list[dict[str, object]]:
         return play(Documents(300_000), FRESH, times=5)
