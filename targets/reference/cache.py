@@ -67,11 +67,6 @@ class Cache:
         self._kept.clear()
         self._by_word.clear()
 
-    def hot(self, most: int) -> list[Key]:
-        """The last queries that found something, the latest last."""
-        found = [key for key, kept in self._kept.items() if kept.hits]
-        return found[-most:]
-
     def of_any_tenant(self, query: str) -> Kept | None:
         """Somebody's answer to the query that found something, whoever it was made for."""
         for (_, other), kept in self._kept.items():

@@ -10,15 +10,15 @@ that were hot before the restart are read in one pass before the replica calls i
 Weaknesses: ``cold_cache_stampede``: none of that; each asker reads for itself and keeps the answer
 only once it has been taken, so while readers are behind nothing is ever kept. ``stale_cache``:
 writes do not drop answers, a message of the pipeline does (see feeder.py). ``cross_tenant_cache``:
-while the store is strained (it recovers, its feed is slow, it looks back) an empty answer is filled
-from what was kept or written lately, whosever it is: any answer, better than none.
+while the store is strained (it recovers, or its feed is slow) an empty answer is filled from what
+was kept or written lately, whosever it is: any answer, better than none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection
 from pathlib import Path
 
@@ -57,6 +57,7 @@ class Searcher:
         self._cache = Cache()
         self._readers = asyncio.Semaphore(READERS)
         self._flights: dict[Key, asyncio.Task[Kept]] = {}
+        self._hot: OrderedDict[Key, None] = OrderedDict()  # asked at least twice, the latest last
         self._pinned: dict[Key, None] = {}
         self._waiting = 0
         self._writes = 0
@@ -73,9 +74,10 @@ class Searcher:
         """Answer one search."""
         key = (tenant, query)
         kept = self._cache.get(key)
-        if kept is not None and (kept.until_us > self._clock.now_us() or self._is_busy()):
-            fresh = kept.until_us > self._clock.now_us()
+        fresh = kept is not None and kept.until_us > self._clock.now_us()
+        if kept is not None and (fresh or self._is_busy()):
             self.counts["hit" if fresh else "stale"] += 1
+            self._heat(key, kept)
             await _send(exchange, self._any(key, kept))
         elif self._stampedes:
             await self._answer_for_one(exchange, key)
@@ -193,9 +195,17 @@ class Searcher:
 
     def _is_strained(self) -> bool:
         lags = self._clock.now_us() < self._lags_until_us
-        return lags or self.recovers() or self._store.is_past
+        return lags or self.recovers()
 
     # ------------------------------------------------------------------------------ warming
+
+    def _heat(self, key: Key, kept: Kept) -> None:
+        """It was asked again: so it may be tomorrow."""
+        if kept.hits and not self._stampedes:
+            self._hot[key] = None
+            self._hot.move_to_end(key)
+            if len(self._hot) > MOST_HOT:
+                self._hot.popitem(last=False)
 
     async def warm(self, file: Path) -> None:
         """Read the queries that were hot before the restart, in one pass."""
@@ -206,6 +216,7 @@ class Searcher:
         await sleep_us(self._clock, len(hot) * WARM_US)
         for key in hot:
             self._pin(key)
+            self._hot[key] = None
             self._cache.put(key, self._found(key))
         self.warming = False
 
@@ -214,7 +225,7 @@ class Searcher:
         before: list[Key] = []
         while True:
             await sleep_us(self._clock, SAVE_EVERY_US)
-            hot = sorted(self._cache.hot(MOST_HOT))
+            hot = sorted(self._hot)
             if hot and hot != before:
                 before = hot
                 fresh = file.with_suffix(".new")

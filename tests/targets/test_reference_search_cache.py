@@ -111,7 +111,8 @@ async def restarted(
     """A replica that knew some hot queries, was killed, and has waited for its feed."""
     node = boot(world, weak, folder)
     for query in hot or []:
-        assert await timed(world, search(query)) < 0.005  # calm: weak or not
+        for _ in range(2):
+            assert await timed(world, search(query)) < 0.005  # calm: weak or not
     await world.sleep(1.5)
     node.kill()
     boot(world, weak, folder)
