@@ -74,8 +74,15 @@ def plugins_option(command: F) -> F:
 )
 @click.option(
     "--inconclusive",
-    type=click.Choice(["fail", "pass"]),
-    help="Exit 1 or 0, not 3, where only the evidence falls short.",
+    type=click.Choice(["fail", "pass", "extend"]),
+    help="Exit 1 or 0, not 3, where only the evidence falls short; or run once more, for longer.",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="So many runs, each with the next seed; the worst verdict decides.",
 )
 @click.option(
     "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Load processes."
@@ -104,6 +111,7 @@ def run(
     privileged: bool,
     require_grade: str | None,
     inconclusive: str | None,
+    repeat: int,
     workers: int,
     expect_workers: int | None,
     bind: str,
@@ -124,6 +132,7 @@ def run(
         privileged=privileged,
         require_grade=require_grade,
         inconclusive=inconclusive,
+        repeat=repeat,
         workers=Workers(workers, expect_workers, bind) if expect_workers else plain,
     )
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import signal
 import tempfile
 import time
@@ -21,10 +19,9 @@ from survive.chaos.processes import die_with_parent
 from survive.contracts import Json
 from survive.errors import ExitCode, SurviveError
 from survive.exam.cells import Cell, Outcome, Weather, variant
-from survive.host.command import RunContext, made_up_secrets
+from survive.host.command import RunContext, exam_context
 from survive.judge.judge import judge
 from survive.judge.verdict import Verdict, Word
-from survive.plan.plan import make_plan
 from survive.record.reader import Record
 from survive.record.writer import LiveView, RecordWriter
 from survive.scenario.loader import load_scenario
@@ -147,19 +144,9 @@ def _performed(sitting: Sitting) -> Verdict:
     scenario = scenario_of(sitting)
     with tempfile.TemporaryDirectory(prefix="survive-exam-") as scratch:
         folder = Path(scratch)
-        plan = make_plan(scenario)
-        key, token = made_up_secrets(scenario, virtual=not sitting.real)
-        context = RunContext(
-            run_id=f"exam-{secrets.token_hex(6)}",
-            scenario=scenario,
-            plan=plan,
-            catalog=Catalog(sitting.file),
-            folder=folder,
-            key=key,
-            token=token,
-            env=dict(os.environ),
-        )
-        writer = RecordWriter(folder, plan)
+        virtual = not sitting.real
+        context = exam_context(scenario, Catalog(sitting.file), folder, virtual=virtual)
+        writer = RecordWriter(folder, context.plan)
         try:
             error = _perform(context, writer, real=sitting.real)
         finally:

@@ -12,7 +12,7 @@ import secrets
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,10 @@ from survive.chaos.permission import permitted
 from survive.contracts import Json
 from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError, UsageError
 from survive.judge.explain import too_few
+from survive.judge.extend import extended, extension_us
 from survive.judge.faults import heals_owed
 from survive.judge.judge import judge
+from survive.judge.repeated import ENDS_ALL, worst
 from survive.judge.verdict import Verdict
 from survive.plan.model import Plan
 from survive.plan.plan import make_plan
@@ -34,6 +36,7 @@ from survive.record.reader import Record
 from survive.record.writer import RecordWriter
 from survive.scenario.loader import dump_scenario, load_scenario, load_stored
 from survive.scenario.model import Scenario, TargetSpec
+from survive.units import SECOND
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,8 +102,13 @@ def run_scenario(
     require_grade: str | None = None,
     inconclusive: str | None = None,
     workers: Workers = Workers(),
+    repeat: int = 1,
 ) -> ExitCode:
-    """Load, plan, perform, judge, show. Errors before the run are raised; see ``survive.cli``."""
+    """Load, plan, perform, judge, show. Errors before the run are raised; see ``survive.cli``.
+
+    ``repeat`` > 1: that many runs with seeds of their own, from the scenario's upward; the worst
+    verdict decides.
+    """
     asked = {"require_grade": require_grade, "inconclusive": inconclusive}
     if virtual and workers != Workers():
         raise UsageError("the virtual host has one load and no workers")
@@ -109,35 +117,104 @@ def run_scenario(
     plan = make_plan(scenario)
     for warning in (*scenario.warnings, *too_few(scenario, plan)):
         click.echo(f"warning: {warning}", err=True)
-    may = permitted(scenario, catalog.fault, flagged=privileged, virtual=virtual)
-    key, token = _secrets(scenario.target, scenario.seed, os.environ, virtual)
-    folder = _new_folder(out, scenario)
+    conditions = _Conditions(
+        catalog,
+        out,
+        virtual,
+        permitted(scenario, catalog.fault, flagged=privileged, virtual=virtual),
+        {option: value for option, value in asked.items() if value},
+        workers,
+    )
+    if repeat > 1:
+        return _run_repeated(scenario, conditions, repeat, form)
+    episode = _run_decided(scenario, conditions, plan)
+    if episode.record is not None and episode.verdict is not None:
+        _show(episode.record, episode.verdict, form)
+    return episode.code
+
+
+@dataclass(frozen=True, slots=True)
+class _Conditions:
+    """What is the same for every episode of one command."""
+
+    catalog: Catalog
+    out: Path
+    virtual: bool
+    privileged: bool
+    asked: Mapping[str, str]
+    workers: Workers
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One run that has ended. No verdict where it was refused, or where a bug of ours ended it."""
+
+    seed: int
+    folder: Path
+    code: ExitCode
+    record: Record | None = None
+    verdict: Verdict | None = None
+
+
+def _run_repeated(scenario: Scenario, conditions: _Conditions, repeat: int, form: str) -> ExitCode:
+    """Episodes one after the other, each with a run directory of its own."""
+    episodes: list[Episode] = []
+    for seed in range(scenario.seed, scenario.seed + repeat):
+        seeded = replace(scenario, seed=seed, raw={**scenario.raw, "seed": seed})
+        episodes.append(replace(_run_decided(seeded, conditions), record=None))
+        if episodes[-1].code in ENDS_ALL:
+            break  # nobody starts another fault on a host that is not known to be healed
+    _show_episodes(episodes, form)
+    return worst(episode.code for episode in episodes)
+
+
+def _run_decided(scenario: Scenario, conditions: _Conditions, plan: Plan | None = None) -> Episode:
+    """One episode; with `--inconclusive extend` a longer one after it, if that can decide."""
+    first = _run_once(scenario, conditions, plan or make_plan(scenario))
+    if conditions.asked.get("inconclusive") != "extend" or first.verdict is None:
+        return first
+    by_us = extension_us(first.verdict, scenario)
+    if by_us is None:
+        return first
+    longer = extended(scenario, by_us)
+    click.echo(
+        f"undecided for lack of requests: once more, phase {scenario.load.phases[-1].name} "
+        f"{by_us // SECOND} s longer ({first.folder} stays as it is)",
+        err=True,
+    )
+    asked = {**conditions.asked, "extends": first.folder.name}
+    return _run_once(longer, replace(conditions, asked=asked), make_plan(longer))
+
+
+def _run_once(scenario: Scenario, conditions: _Conditions, plan: Plan) -> Episode:
+    key, token = _secrets(scenario.target, scenario.seed, os.environ, conditions.virtual)
+    folder = _new_folder(conditions.out, scenario)
     context = RunContext(
         f"{folder.name}-{secrets.token_hex(3)}",
         scenario,
         plan,
-        catalog,
+        conditions.catalog,
         folder,
         key,
         token,
         dict(os.environ),
-        may,
-        {option: value for option, value in asked.items() if value},
+        conditions.privileged,
+        conditions.asked,
         identity_keys(scenario.target, key, os.environ),
-        workers,
+        conditions.workers,
     )
     try:
-        return _run_in(context, form, virtual)
+        return _run_in(context, conditions.virtual)
     except SurviveError:
         raise
     except OSError as error:
         if error.errno not in _NO_ROOM:
-            return _bug(folder)
+            return Episode(scenario.seed, folder, _bug(folder))
         raise HarnessError(
             f"the record cannot be written: {error}", hint=f"what was written is in {folder}"
         ) from error
     except Exception:
-        return _bug(folder)
+        return Episode(scenario.seed, folder, _bug(folder))
 
 
 def _bug(folder: Path) -> ExitCode:
@@ -147,7 +224,7 @@ def _bug(folder: Path) -> ExitCode:
     return ExitCode.BUG
 
 
-def _run_in(context: RunContext, form: str, virtual: bool) -> ExitCode:
+def _run_in(context: RunContext, virtual: bool) -> Episode:
     dump_scenario(context.scenario, context.folder)
     _write_manifest(context, virtual)
     writer = RecordWriter(context.folder, context.plan)
@@ -165,12 +242,11 @@ def _run_in(context: RunContext, form: str, virtual: bool) -> ExitCode:
     record = Record.load(context.folder)
     refused = error is not None and error.exit_code is ExitCode.REFUSED
     if refused and not heals_owed(record.plan, record.events):
-        return ExitCode.REFUSED
+        return Episode(context.plan.seed, context.folder, ExitCode.REFUSED)
     verdict = judge(record, context.scenario)
     _write_json(context.folder / "verdict.json", verdict.to_json())
     _point_latest(context.folder)
-    _show(record, verdict, form)
-    return verdict.exit_code
+    return Episode(context.plan.seed, context.folder, verdict.exit_code, record, verdict)
 
 
 def _perform(
@@ -238,9 +314,22 @@ def halt_host(*, clear: bool) -> ExitCode:
     return ExitCode.SURVIVED if result.clean else ExitCode.HEAL_UNPROVEN
 
 
-def made_up_secrets(scenario: Scenario, *, virtual: bool) -> tuple[str, str]:
-    """(bearer key, GPU token) of a stack that is started for one run, whatever the environment."""
-    return _secrets(scenario.target, scenario.seed, {}, virtual)
+def exam_context(
+    scenario: Scenario, catalog: Catalog, folder: Path, *, virtual: bool
+) -> RunContext:
+    """Of a run in a folder that is there already, on a stack that it starts itself."""
+    key, token = _secrets(scenario.target, scenario.seed, {}, virtual)
+    return RunContext(
+        f"exam-{secrets.token_hex(6)}",
+        scenario,
+        make_plan(scenario),
+        catalog,
+        folder,
+        key,
+        token,
+        dict(os.environ),
+        identities=identity_keys(scenario.target, key, {}),
+    )
 
 
 def _secrets(
@@ -386,6 +475,23 @@ def _show(record: Record, verdict: Verdict, form: str) -> None:
     console = _console(sys.stdout)
     with console.capture() as captured:
         terminal.print_report(console, record, verdict)
+    _say(captured.get().encode(sys.stdout.encoding, "replace"))
+
+
+def _show_episodes(episodes: Sequence[Episode], form: str) -> None:
+    if sys.stdout is None:  # closed: `>&-`
+        return
+    told = [(e.seed, str(e.folder), int(e.code), e.verdict) for e in episodes]
+    if form == "json":
+        verdicts = [e.verdict.to_json() if e.verdict is not None else None for e in episodes]
+        _say(json.dumps(verdicts, indent=2).encode() + b"\n")
+        return
+    from survive.catalog import builtin_root, load_module
+
+    shown = load_module(builtin_root() / "reporters" / "episodes.py")
+    console = _console(sys.stdout)
+    with console.capture() as captured:
+        shown.print_episodes(console, told)
     _say(captured.get().encode(sys.stdout.encoding, "replace"))
 
 

@@ -48,6 +48,7 @@ from survive.scenario.model import GAUGES, PROBED, TALLIED, Metric, Objective, S
 from survive.units import SECOND
 
 _DEFAULT_STABLE_US = 5 * SECOND  # half of the 10 s that are watched when no objective says
+BASELINE_UNDECIDED = "the baseline (steady) is undecided"
 _BROKE_OFF = {
     "target_unhealthy": "the target never became healthy",
     "agent_died": "the chaos agent died",
@@ -151,7 +152,7 @@ class _Judgement:
         if Word.INCONCLUSIVE not in steady:
             return cells
         return [
-            _tempered(cell, "the baseline (steady) is undecided")
+            _tempered(cell, BASELINE_UNDECIDED)
             if cell.window.startswith(("fault:", "recovery:"))
             else cell
             for cell in cells

@@ -383,6 +383,10 @@ class LoadModel(Strict):
         description="Connections, one request each at a time. Default: peak rate × largest "
         "timeout × 1.2, at most 10000.",
     )
+    max_extend: Duration = Field(
+        60_000_000,
+        description="By how much `--inconclusive extend` may prolong the last phase. Default 60s.",
+    )
     phases: list[PhaseModel] = Field(min_length=1, description="In order of time.")
 
 

@@ -117,6 +117,8 @@ def test_a_weak_stack_in_calm_survives_the_same_load(tmp_path):
         "--set",
         "faults={}",
         "--set",
+        "kills={}",
+        "--set",
         "objectives={answers: {metric: success, min: 99%, during: steady}}",
     )
     assert code == 0, output
