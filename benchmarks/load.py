@@ -330,32 +330,60 @@ def survive_streams(url: str, seconds: float, folder: Path, rate: int) -> float:
     return float(survive_load(file, folder, seconds + 60)["ok"]) / seconds
 
 
+def tokenizer(binaries: Path, folder: Path) -> Path:
+    """Neither peer starts without one, though the server counts the tokens."""
+    found = folder / "tokenizer"
+    if not found.exists():
+        run([str(binaries / "python"), str(HERE / "peers/tokenizer.py"), str(found)], within_s=60)
+    return found
+
+
+def prompts(folder: Path) -> Path:
+    """More than any peer can use up."""
+    found = folder / "prompts.jsonl"
+    if not found.exists():
+        lines = (f"why does queue {n} remember what the load forgot" for n in range(20_000))
+        found.write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
+    return found
+
+
 def guidellm(url: str, seconds: float, folder: Path, peers: Path) -> float:
-    binary = environment(peers, "guidellm", ["guidellm"]) / "guidellm"
+    """Its own rate of whole requests."""
+    binaries = environment(peers, "guidellm", ["guidellm"])
     out = folder / "guidellm.json"
     run(
-        [str(binary), "benchmark", "run", "--target", url, "--model", "demo",
-         "--profile", "concurrent", "--rate", "64", "--max-seconds", f"{seconds:.0f}",
-         "--data", str(HERE / "peers/prompts.jsonl"), "--outputs", str(out),
-         "--disable-console"],
-        within_s=seconds + 120, env={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
+        [
+            str(binaries / "guidellm"), "run",
+            "--backend", f"kind=openai_http,target={url},model=demo",
+            "--profile", "kind=concurrent,streams=64",
+            "--constraint", f"kind=max_duration,seconds={seconds:.0f}",
+            "--data", f"kind=json_file,path={prompts(folder)}",
+            "--tokenizer", f"kind=huggingface_auto,model={tokenizer(binaries, folder)}",
+            "--output", f"kind=json,path={out}", "--disable-console-interactive",
+        ],
+        within_s=seconds + 120,
     )  # fmt: skip
     if not out.exists():
         raise PeerError("wrote no result")
     benchmark = json.loads(out.read_text())["benchmarks"][0]
-    done = benchmark["metrics"]["request_totals"]["successful"]
-    return float(done) / seconds
+    out.unlink()
+    return float(benchmark["metrics"]["requests_per_second"]["successful"]["mean"])
 
 
 def aiperf(url: str, seconds: float, folder: Path, peers: Path) -> float:
-    binary = environment(peers, "aiperf", ["aiperf"]) / "aiperf"
+    """Its own rate of whole requests."""
+    binaries = environment(peers, "aiperf", ["aiperf"])
     out = folder / "aiperf"
+    shutil.rmtree(out, ignore_errors=True)
     run(
-        [str(binary), "profile", "--model", "demo", "--url", url, "--endpoint-type", "chat",
-         "--streaming", "--concurrency", "64", "--benchmark-duration", f"{seconds:.0f}",
-         "--input-file", str(HERE / "peers/prompts.jsonl"), "--custom-dataset-type", "single_turn",
-         "--tokenizer", "builtin", "--artifact-dir", str(out), "--ui", "none",
-         "--use-server-token-count"],
+        [
+            str(binaries / "aiperf"), "profile", "--model", "demo", "--url", url,
+            "--endpoint-type", "chat", "--streaming", "--concurrency", "64",
+            "--benchmark-duration", f"{seconds:.0f}",
+            "--input-file", str(prompts(folder)),
+            "--custom-dataset-type", "single_turn", "--tokenizer", str(tokenizer(binaries, folder)),
+            "--artifact-dir", str(out), "--ui", "none", "--use-server-token-count",
+        ],
         within_s=seconds + 120,
     )  # fmt: skip
     files = sorted(out.rglob("*aiperf.json"))
@@ -369,7 +397,7 @@ def streams_per_second(folder: Path, peers: Path, rounds: int, seconds: float) -
     tools: list[tuple[str, Callable[[str], float], str]] = [
         (
             "survive",
-            lambda url: survive_streams(url, seconds, folder, 3_000),
+            lambda url: survive_streams(url, seconds, folder, 6_000),
             "open loop, 600 lanes",
         ),
         ("guidellm", lambda url: guidellm(url, seconds, folder, peers), "64 in flight"),
