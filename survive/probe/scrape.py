@@ -22,7 +22,7 @@ _QUEUE = ("vllm:num_requests_waiting",)
 _KV = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 _GPU = ("DCGM_FI_DEV_GPU_UTIL", "simulated_gpu_busy")
 _PERCENT = frozenset({"DCGM_FI_DEV_GPU_UTIL"})
-_AWAKE = "vllm:engine_sleep_state"
+_SLEEP = "vllm:engine_sleep_state"
 _LINE = re.compile(r"([A-Za-z_:][A-Za-z0-9_:]*)(\{.*\})?\s+(\S+)")
 
 
@@ -94,10 +94,18 @@ def parse(text: str) -> Gauges | None:
         value = _number(read[3]) if read else None
         if read is None or value is None:
             continue
-        if read[1] == _AWAKE and 'sleep_state="awake"' in (read[2] or "") and not value:
+        if read[1] == _SLEEP and _sleeps(read[2] or "", value):
             return None
         found.setdefault(read[1], []).append(value)
     return Gauges(_first(found, _QUEUE, sum), _first(found, _KV), _first(found, _GPU))
+
+
+def _sleeps(labels: str, value: float) -> bool:
+    """vLLM has a series for each state, of which awake is one; the reference stack one that says
+    1 = asleep."""
+    if 'sleep_state="awake"' in labels:
+        return value == 0
+    return "sleep_state=" not in labels and value != 0
 
 
 def _first(

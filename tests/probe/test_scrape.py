@@ -22,6 +22,9 @@ def test_the_names_of_vllm_old_and_new_and_of_dcgm() -> None:
     assert parse(old) == Gauges(None, 0.5, 0.8)
     assert parse("vllm:num_requests_waiting NaN\nother 3\n") == Gauges()
     assert parse(VLLM.replace('"awake"} 1', '"awake"} 0')) is None
+    assert parse('vllm:engine_sleep_state{device="simulated"} 1\n') is None
+    assert parse('vllm:engine_sleep_state{device="simulated"} 0\n') == Gauges()
+    assert parse('vllm:engine_sleep_state{sleep_state="discard_all"} 0\n') == Gauges()
 
 
 def scraped(health: int, metrics: int = 200) -> dict[str, float]:
