@@ -219,11 +219,8 @@ class LoadSpec:
     lanes: int  # connections, each with one request at a time
     lanes_needed: int  # ceil(peak rate × largest timeout × 1.2); more if bursty
     phases: tuple[Phase, ...]
-<<<<<<< HEAD
     trace_us: tuple[int, ...] = ()  # moments of a trace that is replayed, from its first
-=======
     max_extend_us: int = 60_000_000  # of the last phase, by `--inconclusive extend`
->>>>>>> 4ea1ba7 (run: --repeat, and --inconclusive extend as an episode of its own)
 
     @property
     def end_us(self) -> int:

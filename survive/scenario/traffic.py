@@ -215,11 +215,7 @@ def make_load(check: Check, requests: Mapping[str, RequestKind]) -> LoadSpec:
             f"{lanes} lanes are fewer than the {needed} that {show_rps(float(peak))} with "
             f"timeouts of {show_us(timeout)} can need; waiting for a lane counts as latency"
         )
-<<<<<<< HEAD
-    return LoadSpec(arrivals, model.scale, lanes, needed, tuple(phases), trace_us)
-=======
-    return LoadSpec(arrivals, model.scale, lanes, needed, tuple(phases), model.max_extend)
->>>>>>> 4ea1ba7 (run: --repeat, and --inconclusive extend as an episode of its own)
+    return LoadSpec(arrivals, model.scale, lanes, needed, tuple(phases), trace_us, model.max_extend)
 
 
 def _arrivals(check: Check, model: LoadModel) -> tuple[str, tuple[int, ...]]:
