@@ -1,7 +1,7 @@
 """What an incident costs of an error budget, and whether it would page (DESIGN, metrics).
 
 - Budget: a steady objective that allows a share ``a`` of bad requests allows ``a x R x 30 d`` of
-  them in 30 days at the rate ``R`` that was planned while the incident was on. Its cost is the bad
+  them in 30 days at the rate ``R`` of requests while the incident was on. Its cost is the bad
   requests from inject to the end of its watch over that.
 - Burn rate over a span ``W``: bad share in the span ÷ ``a``. Where the incident was shorter than
   ``W``, the rest of ``W`` is taken to be like steady: that is what a dashboard would show. A longer
