@@ -232,7 +232,7 @@ class GpuVramPressure(_OnGpu):
         "longer queues, 500 for what cannot fit"
     )
     does_not_certify: ClassVar[str] = (
-        "any real GPU or its memory; preemption or swapping of sequences: the stand-in does neither"
+        "any real GPU or its memory; swapping of sequences: the stand-in preempts and computes anew"
     )
 
     async def inject(self, injection: Injection, handle: GpuHandle) -> None:
