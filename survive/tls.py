@@ -66,10 +66,15 @@ def secured(transport: Transport, spec: HandleSpec) -> Transport:
     """The transport that speaks to a replica as the replica wants it: TLS if ``spec.tls``."""
     if not spec.tls:
         return transport
-    if isinstance(transport, Trusting):
-        home = Path(spec.tls).parent
-        transport.trust(str(home / AUTHORITY), str(home / HARNESS))
+    trust_run(transport, spec.tls)
     return SecuredTransport(transport, spec)
+
+
+def trust_run(transport: Transport, folder: str) -> None:
+    """Trust the run's authority, and show the harness's certificate; ``folder``: a replica's."""
+    if isinstance(transport, Trusting):
+        home = Path(folder).parent
+        transport.trust(str(home / AUTHORITY), str(home / HARNESS))
 
 
 def serve_certificate(folder: str, *, expired: bool) -> None:

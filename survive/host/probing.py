@@ -11,6 +11,7 @@ from survive.plan.probing import probe_slots, scrape_slots, scraped_services
 from survive.probe.engine import Job, Probing, Slots
 from survive.probe.scrape import Scraped
 from survive.scenario.model import Scenario, Service
+from survive.tls import HTTPS
 
 
 async def make_probing(
@@ -51,5 +52,6 @@ def _logs(scenario: Scenario, scratch: Path) -> dict[str, tuple[str, ...]]:
 
 async def _scraped(service: Service, agent: AgentPort) -> Scraped:
     replicas = await agent.replicas(service.name)
-    addresses = tuple(spec.address for spec in replicas)
-    return Scraped(service.name, service.health.path, service.metrics, addresses)
+    addresses = tuple(HTTPS + spec.address if spec.tls else spec.address for spec in replicas)
+    tls = next((spec.tls for spec in replicas if spec.tls), "")
+    return Scraped(service.name, service.health.path, service.metrics, addresses, tls)

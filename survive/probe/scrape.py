@@ -14,6 +14,7 @@ from typing import Any
 
 from survive.contracts import Json
 from survive.probe.calls import fetch
+from survive.tls import trust_run
 from survive.transport import Request, Transport
 
 TIMEOUT_US = 900_000  # below a scrape's period
@@ -33,7 +34,8 @@ class Scraped:
     service: str
     health: str
     metrics: str
-    addresses: tuple[str, ...]
+    addresses: tuple[str, ...]  # host:port, or https://host:port
+    tls: str = ""  # folder of a certificate of theirs, if they speak TLS
 
     def to_json(self) -> dict[str, Json]:
         """Plain data."""
@@ -42,6 +44,7 @@ class Scraped:
             "health": self.health,
             "metrics": self.metrics,
             "addresses": [*self.addresses],
+            "tls": self.tls,
         }
 
     @classmethod
@@ -61,6 +64,8 @@ class Gauges:
 
 async def scrape(transport: Transport, service: Scraped) -> dict[str, float]:
     """The values of one service now; what could not be read is absent."""
+    if service.tls:
+        trust_run(transport, service.tls)
     found = await asyncio.gather(*(_replica(transport, service, a) for a in service.addresses))
     ready = [gauges for gauges in found if gauges is not None]
     values: dict[str, float] = {"replicas": len(ready)}
