@@ -32,10 +32,14 @@ class ScaledUp:
 def scale_up(
     objective: Objective, phase: Phase, steady: Sequence[Steady], windows: Windows, told: Seen
 ) -> ScaledUp:
-    """When the steady objectives held again in a phase, and on all of its later stretches."""
-    span = (phase.start_us, phase.end_us)
+    """When the steady objectives held again in a phase, and on all of its later stretches.
+
+    Watched until the first inject in it: what comes then is a fault's doing, and recovery's.
+    """
+    injects = [f.inject_us for f in windows.plan.faults if f.inject_us > phase.start_us]
+    span = (phase.start_us, min([phase.end_us, *injects]))
     moment = first_holding(steady, windows, objective.during, span, objective.stable_for_us)
-    until_us = phase.end_us if moment.certain_us is None else moment.certain_us
+    until_us = span[1] if moment.certain_us is None else moment.certain_us
     n, bad = _until(steady, windows, objective.during, until_us)
     way = ", ".join(_way(phase, told))
     lost = f"{bad:,} of {n:,} requests were bad meanwhile"

@@ -235,7 +235,7 @@ def test_arrivals_can_be_those_of_a_trace(team: Path) -> None:
     rows = "".join(azure.format(at, 100 + at) for at in (1, 2, 3, 7))
     (team / "calls.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
     edit(team, "  phases:", "  arrivals: {trace: calls.csv}\n  phases:")
-    edit(team, "row.q }}\"}, data: rows.jsonl", "row.input_tokens }}\"}, data: calls.csv")
+    edit(team, 'row.q }}"}, data: rows.jsonl', 'row.input_tokens }}"}, data: calls.csv')
     scenario = load(team)
     assert scenario.load.trace_us == (0, 1_000_000, 2_000_000, 6_000_000)
     assert scenario.load.arrivals == "trace cv 0.71"
