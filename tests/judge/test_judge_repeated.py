@@ -102,6 +102,8 @@ def test_what_more_requests_would_not_decide_is_not_extended(scenario: Scenario)
     assert extension_us(verdict(short(window="phase:prototype")), scenario) is None
     assert extension_us(verdict(short(), more_reasons=("a fault was idle",)), scenario) is None
     assert extension_us(verdict(short(), cell("x", "", "run", Word.FAILED)), scenario) is None
+    traced = replace(scenario, load=replace(scenario.load, trace_us=(0, 1)))
+    assert extension_us(verdict(short()), traced) is None
     *others, last = scenario.load.phases
     ramp = replace(last, start_rps=Fraction(1))
     ramped = replace(scenario, load=replace(scenario.load, phases=(*others, ramp)))

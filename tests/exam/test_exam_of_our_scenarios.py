@@ -1,0 +1,21 @@
+"""What our own scenarios claim holds: two seeds here, ten in ``make exam``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from survive.exam.command import Asked, sit_exam
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(300)
+def test_every_claim_of_our_scenarios_holds_and_nothing_sound_is_condemned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sit_exam(Asked(seeds=2, matrix=False, results=tmp_path, form="json"))
+    told = json.loads(capsys.readouterr().out)
+    assert told["claims"] and told["condemned"] == [] and told["skipped"] == {}
+    assert [claim for claim in told["claims"] if not claim["holds"]] == []
