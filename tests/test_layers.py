@@ -25,10 +25,11 @@ ALLOWED = {
     "survive/judge": CONTRACTS | {"survive.plan", "survive.record", "survive.scenario"},
     "survive/load": CONTRACTS | {"survive.plan", "survive.record", "survive.scenario"},
     "survive/chaos": CONTRACTS
-    | {"survive.plan", "survive.scenario", "survive.host.driver", "survive.host.sockets"},
+    | {"survive.plan", "survive.scenario", "survive.host.driver", "survive.host.sockets"}
+    | {"survive.tls"},
     "survive/probe": CONTRACTS
     | {"survive.plan", "survive.scenario", "survive.load.template", "survive.host.sockets"}
-    | {"survive.chaos.handles"},
+    | {"survive.chaos.handles", "survive.tls"},
     "survive/chaostoolkit": CONTRACTS
     | {"survive.chaos", "survive.host.sockets", "survive.scenario"},
     "faults": CONTRACTS,
@@ -36,7 +37,12 @@ ALLOWED = {
     "targets/reference": CONTRACTS,
 }
 # Drivers are the host's hands: they may use its transports, handles and process tools.
-ALLOWED["targets"] = CONTRACTS | {"survive.host", "survive.chaos", "survive.scenario"}
+ALLOWED["targets"] = CONTRACTS | {
+    "survive.host",
+    "survive.chaos",
+    "survive.scenario",
+    "survive.tls",
+}
 
 HEAVY = {"locust", "gevent"}
 PYDANTIC_AT = "survive/scenario"
