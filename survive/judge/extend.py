@@ -23,7 +23,8 @@ _ROOM = 1.25
 def extension_us(verdict: Verdict, scenario: Scenario) -> int | None:
     """Whole seconds, as µs, that the last phase must last longer; None: that would not help.
 
-    A replayed trace has no more arrivals to give. Else it helps if nothing but a lack of requests is in the way, in cells that the last phase feeds.
+    It helps if nothing but a lack of requests is in the way, in cells that the last phase feeds;
+    a replayed trace has no more arrivals to give.
     """
     last = scenario.load.phases[-1]
     open_ = [cell for cell in verdict.objectives if cell.verdict is Word.INCONCLUSIVE]
