@@ -17,6 +17,7 @@ from typing import Any
 
 from survive.catalog import Catalog
 from survive.chaos import processes
+from survive.chaos.conductor import PREPARE_AHEAD_US
 from survive.chaos.executor import Executor
 from survive.chaos.handles import by_hand
 from survive.chaos.ledger import Ledger, LedgerError
@@ -154,7 +155,10 @@ class Agent:
 
     async def preflight(self, fault: FaultPlan) -> int:
         """See AgentPort. Raises RefusedError, UsageError for an unknown kind."""
-        return len(self._resolve(fault))
+        injections = len(self._resolve(fault))
+        if fault.at_us < PREPARE_AHEAD_US:  # its own time would not do on a loaded machine
+            self._executor.expect(injections)
+        return injections
 
     def _fault(self, kind: str) -> Fault:
         if kind not in self._faults:

@@ -37,6 +37,9 @@ _LONGEST_LINE = 1 << 20
 class Executor(Protocol):
     """Four verbs, each bounded, and the life of what runs them."""
 
+    def expect(self, injections: int) -> None:
+        """So many will be prepared soon: start what takes time."""
+
     async def prepare(self, injection: Injection) -> None:
         """Get ready to run verbs on it at once. Raises FaultFailedError."""
 
@@ -141,6 +144,9 @@ class InLoopExecutor(_Verbs):
         self._catalog = catalog
         self._driver = driver
         self._faults: dict[str, Fault] = {}
+
+    def expect(self, injections: int) -> None:
+        """See Executor. Nothing to start."""
 
     async def prepare(self, injection: Injection) -> None:
         """See Executor. Nothing to start."""
@@ -289,8 +295,18 @@ class ChildExecutor(_Verbs):
         self._env = env
         self._logs = logs
         self._children: dict[str, asyncio.Task[Child]] = {}
+        self._spares: list[asyncio.Task[Child]] = []  # children are alike until they are asked
         self._ended_cpu_s = 0.0
         self._closed = False
+
+    def expect(self, injections: int) -> None:
+        """See Executor."""
+        for _ in range(injections):
+            log = self._logs / f"fault-spare-{len(self._spares)}.log"
+            self._spares.append(asyncio.create_task(self._start(log)))
+
+    async def _start(self, log: Path) -> Child:
+        return await Child.start(self._argv, self._env, self._run_id, log)
 
     async def prepare(self, injection: Injection) -> None:
         """See Executor. Returns once the child has loaded the fault."""
@@ -315,7 +331,7 @@ class ChildExecutor(_Verbs):
                 raise FaultFailedError("the run is over")
             name = "".join(c if c.isalnum() else "-" for c in injection.id)
             log = self._logs / f"fault-{name}.log"
-            task = asyncio.create_task(Child.start(self._argv, self._env, self._run_id, log))
+            task = self._spares.pop() if self._spares else asyncio.create_task(self._start(log))
             self._children[injection.id] = task
         try:
             return await asyncio.shield(task)
@@ -354,7 +370,8 @@ class ChildExecutor(_Verbs):
         return self._ended_cpu_s + sum(child.cpu_s() for child in self._living())
 
     def _living(self) -> list[Child]:
-        done = [task for task in self._children.values() if task.done() and not task.cancelled()]
+        every = [*self._children.values(), *self._spares]
+        done = [task for task in every if task.done() and not task.cancelled()]
         return [task.result() for task in done if not task.exception()]
 
     def kill_now(self) -> None:
@@ -366,6 +383,9 @@ class ChildExecutor(_Verbs):
     async def close(self) -> None:
         """See Executor."""
         self._closed = True
+        for number, spare in enumerate(self._spares):
+            self._children[f"spare {number}"] = spare
+        self._spares.clear()
         await asyncio.gather(*(self._drop(name) for name in list(self._children)))
 
 

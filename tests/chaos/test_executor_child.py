@@ -217,3 +217,20 @@ def test_a_child_is_ready_soon_and_light(scene):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_child_that_was_started_ahead_is_the_one_that_works(scene):
+    """A fault in the first seconds has no time of its own for a child to start in."""
+    injection, run = scene
+
+    async def body(children):
+        children.expect(2)
+        spares = [await task for task in children._spares]
+        await children.prepare(injection("ok"))
+        seen = await children.observe(injection("ok"), None)
+        left = [
+            spare.process.pid for spare in spares if f"pid {spare.process.pid}" != seen.evidence
+        ]
+        return len(left), len(children._spares)
+
+    assert run(body) == (1, 1)  # one works, the other is ended with the rest (see ``scene``)
