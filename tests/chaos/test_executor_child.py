@@ -221,7 +221,7 @@ def test_a_child_is_ready_soon_and_light(scene):
 
 def test_a_child_that_was_started_ahead_is_the_one_that_works(scene):
     """A fault in the first seconds has no time of its own for a child to start in."""
-    injection, run = scene
+    injection, run, _ = scene
 
     async def body(children):
         children.expect(2)
