@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := survive faults targets reporters tests
 
-.PHONY: demo test check format clean live schema matrix soak-kill docs exam exam-real bench bench-proxy
+.PHONY: demo test check format clean live schema matrix soak-kill docs exam exam-real bench bench-proxy bench-freeze
 
 demo: $(VENV)/.installed
 	$(BIN)/survive run scenarios/quickstart.survive.yaml
@@ -65,3 +65,7 @@ bench-proxy: $(VENV)/.installed
 # The load generator beside wrk, hey, k6, Locust, guidellm, AIPerf (half an hour, an idle machine).
 bench: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python benchmarks/load.py
+
+# What generators say of a server that freezes: docs/coordinated-omission.md (a minute).
+bench-freeze: $(VENV)/.installed
+	$(BIN)/python benchmarks/freeze.py
