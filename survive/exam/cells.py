@@ -110,10 +110,10 @@ def _calm(scenario: Scenario) -> Scenario:
     kept = {name: o for name, o in scenario.objectives.items() if not needs_faults(o)}
     if not kept:
         raise ValueError("no objective is left in calm weather: give one `during: steady` or `run`")
-    gone = {"faults", "kills", "profiles"}
+    gone = {"faults", "kills", "claims", "profiles"}
     raw = {key: value for key, value in scenario.raw.items() if key not in gone}
     raw["objectives"] = {name: raw["objectives"][name] for name in kept}
-    return replace(scenario, faults={}, objectives=kept, kills={}, raw=raw)
+    return replace(scenario, faults={}, objectives=kept, kills={}, claims={}, raw=raw)
 
 
 def needs_faults(objective: Objective) -> bool:

@@ -377,15 +377,25 @@ def _check_of(check: Check, path: Loc, given: list[str], metric: Metric | None) 
 
 def make_kills(check: Check) -> dict[str, str]:
     """Weakness → the objective that breaks on it."""
-    objectives = check.draft.names("objectives")
-    for weakness, objective in check.model.kills.items():
-        path: Loc = ("kills", weakness)
+    for weakness in check.model.kills:
         if weakness not in WEAKNESSES:
             hint = nearest(weakness, WEAKNESSES)
-            check.wrong(path, f"unknown weakness {weakness!r}", hint, key=True)
-        if objective not in objectives:
-            check.wrong(path, f"unknown objective {objective!r}", nearest(objective, objectives))
-    return dict(check.model.kills)
+            check.wrong(("kills", weakness), f"unknown weakness {weakness!r}", hint, key=True)
+    return _known_objectives(check, "kills", check.model.kills)
+
+
+def make_claims(check: Check) -> dict[str, str]:
+    """What people say → the objective that measures it."""
+    return _known_objectives(check, "claims", check.model.claims)
+
+
+def _known_objectives(check: Check, key: str, given: Mapping[str, str]) -> dict[str, str]:
+    known = check.draft.names("objectives")
+    for name, objective in given.items():
+        if objective not in known:
+            hint = nearest(objective, known)
+            check.wrong((key, name), f"unknown objective {objective!r}", hint)
+    return dict(given)
 
 
 def make_stop_if(check: Check) -> dict[str, StopIf]:

@@ -17,7 +17,7 @@ from survive.errors import Problem, RecordError, ScenarioError, Where
 from survive.scenario.breaking import check_recoveries, make_faults
 from survive.scenario.check import Check
 from survive.scenario.grammar import Draft, validated
-from survive.scenario.limits import make_kills, make_objectives, make_stop_if
+from survive.scenario.limits import make_claims, make_kills, make_objectives, make_stop_if
 from survive.scenario.model import (
     FaultPlan,
     LoadSpec,
@@ -221,6 +221,7 @@ class _Job:
             objectives=parts.objectives,
             stop_if=parts.stop_if,
             kills=parts.kills,
+            claims=parts.claims,
             folder=self.path.resolve().parent,
             raw=raw,
             raw_target=raw_target,
@@ -238,6 +239,7 @@ class _Parts:
     objectives: dict[str, Objective]
     stop_if: dict[str, StopIf]
     kills: dict[str, str]
+    claims: dict[str, str]
     probes: dict[str, Probe]
 
 
@@ -248,8 +250,8 @@ def _parts(check: Check) -> _Parts:
     probes = make_probes(check, load)
     objectives = make_objectives(check, probes)
     check_recoveries(check, faults, objectives, load)
-    stops, kills = make_stop_if(check), make_kills(check)
-    return _Parts(requests, load, faults, objectives, stops, kills, probes)
+    stops, kills, claims = make_stop_if(check), make_kills(check), make_claims(check)
+    return _Parts(requests, load, faults, objectives, stops, kills, claims, probes)
 
 
 def _read(path: Path, *, limit: int = MAX_BYTES) -> tuple[Node | None, list[Problem]]:

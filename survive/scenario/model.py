@@ -396,3 +396,4 @@ class Scenario:
     probes: Mapping[str, Probe] = field(default_factory=dict)
     retries: Retries = Retries()
     kills: Mapping[str, str] = field(default_factory=dict)  # weakness → objective; see survive.exam
+    claims: Mapping[str, str] = field(default_factory=dict)  # what people say → objective

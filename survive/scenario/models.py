@@ -721,6 +721,11 @@ class ScenarioModel(Strict):
         description="What this scenario finds, for `survive exam`: a weakness of the reference "
         "stacks, and the objective that breaks on it.",
     )
+    claims: Annotated[dict[str, Text], DropX] = Field(
+        {},
+        description="What people say of such a stack, and the objective that measures it; rows of "
+        "the table of scenarios.",
+    )
     profiles: Annotated[dict[Name, dict[str, FreeJson]], DropX] = Field(
         {}, description="Sets of overrides by name: {load.scale: 1/100}; see --profile."
     )

@@ -662,6 +662,14 @@ ONE = [
         "frist",
         "unknown objective 'frist' (did you mean 'first'?)",
     ),
+    (
+        "profiles:",
+        'claims: {"400M → 6B requests a day": frist}\nprofiles:',
+        F,
+        21,
+        "frist",
+        "unknown objective 'frist' (did you mean 'first'?)",
+    ),
     ("load:\n", "load: 5\nx-old:\n", F, 7, "5", "expected a map, not 5"),
     ("faults:\n", "faults:\n  empty:\n", F, 13, "empty:", "'empty' has no value"),
     (
@@ -878,6 +886,12 @@ def test_a_scenario_says_which_weakness_breaks_which_objective(team: Path) -> No
     assert load(team).kills == {}
     edit(team, "profiles:", "kills: {no_timeout: first, x-note: later}\nprofiles:")
     assert load(team).kills == {"no_timeout": "first"}
+
+
+def test_a_scenario_says_which_claim_an_objective_measures(team: Path) -> None:
+    assert load(team).claims == {}
+    edit(team, "profiles:", "claims: {audit logging: first}\nprofiles:")
+    assert load(team).claims == {"audit logging": "first"}
 
 
 def test_another_target_can_be_asked_for(team: Path) -> None:

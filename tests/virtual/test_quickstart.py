@@ -119,6 +119,8 @@ def test_a_weak_stack_in_calm_survives_the_same_load(tmp_path):
         "--set",
         "kills={}",
         "--set",
+        "claims={}",
+        "--set",
         "objectives={answers: {metric: success, min: 99%, during: steady}}",
     )
     assert code == 0, output
