@@ -29,6 +29,7 @@ from survive.load.core import Cursor, Exchange, Filing, Job, LanePool, rules
 from survive.load.http1 import AnswerReader, NotHttpError, encode
 from survive.load.leases import LEASE_US
 from survive.load.stripes import Ownership, Striped, Table
+from survive.load.tcp import lain_us
 from survive.load.template import CompiledKind
 from survive.plan.arrivals import Block, Schedule
 from survive.plan.model import Plan
@@ -510,8 +511,9 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
                 data, how = b"", Broken.RESET
             now = engine.now_us()
             if not data:
+                ended_us = now - (lain_us(sock) if how is Broken.CLOSED else 0)
                 self._close()
-                return now, self._broken(exchange, how, now, sent_us, reused)
+                return now, self._broken(exchange, how, now, ended_us - sent_us, reused)
             try:
                 reader.feed(data, now)
             except NotHttpError:
@@ -522,9 +524,9 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
                 return now, False
 
     def _broken(
-        self, exchange: Exchange, how: Broken, now: int, sent_us: int, reused: bool
+        self, exchange: Exchange, how: Broken, now: int, held_us: int, reused: bool
     ) -> bool:
-        """The connection ended under the request. True if it was merely stale.
+        """The connection ended under the request, ``held_us`` after it went. True if it was stale.
 
         Stale = closed by the server while idle, which our request crossed on its way: that shows
         within a round trip, and the time to connect has measured one. A server that dies later
@@ -533,7 +535,7 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
         if how is Broken.CLOSED and self._reader.eof(now):
             return False
         window = min(2 * self._connect_us + STALE_GRACE_US, STALE_MAX_US)
-        if reused and not self._reader.heard and now - sent_us <= window:
+        if reused and not self._reader.heard and held_us <= window:
             return True
         exchange.on_broken(how, now)
         return False

@@ -23,7 +23,7 @@ def test_nearest_ranks_are_the_same_of_values_and_of_buckets() -> None:
 
 
 def test_what_a_freeze_does_to_every_percentile_is_played_from_the_schedule() -> None:
-    """200/s for 8 s, frozen for 2 s: a quarter of all waits, evenly up to 2 s """
+    """200/s for 8 s, frozen for 2 s: a quarter of all waits, evenly up to 2 s"""
     plan = make_plan([make_kind()], rps=200, for_us=8 * SECOND, lanes=10_000)
     truth = sorted(_played(plan, (2 * SECOND, 4 * SECOND), 5 * MS))
     assert len(truth) == 1_600

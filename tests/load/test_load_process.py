@@ -10,6 +10,8 @@ import gzip
 import itertools
 import os
 import signal
+import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +34,7 @@ from loadtools import (
 from survive.clock import LoopClock
 from survive.load.checks import AnswerCheck
 from survive.load.memory import MemoryLoad
+from survive.load.tcp import lain_us
 from survive.load.template import CompiledKind
 from survive.plan.model import Plan
 from survive.record.hdr import highest_of
@@ -314,28 +317,55 @@ def test_nobody_listens(tmp_path: Path) -> None:
     tally.assert_conserved(100)
 
 
-@pytest.mark.alone  # a close is stale within a few round trips, which a busy core stretches
+@pytest.mark.alone  # a busy core delays the server's closes, and then this shows less
 def test_an_idle_connection_that_the_server_closed_is_never_blamed(tmp_path: Path) -> None:
-    """The server answers, then closes without saying so, now and then in the very moment."""
-    seen = 0
+    """The server answers, then closes without saying so, now and then in the very moment.
+
+    A server that a busy machine kept from its close held the request for that time, as far as
+    anybody can see from outside: each request that is blamed needs such a close of its own.
+    """
+    seen = late = 0
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal seen
+        nonlocal seen, late
         await read_request(reader)
         seen += 1
         writer.write(answer(b"x"))
         await writer.drain()
-        await asyncio.sleep(0.0002 * (seen % 11))
+        wait_s = 0.0001 * (seen % 11)
+        due_s = time.monotonic() + wait_s
+        await asyncio.sleep(wait_s)
+        writer.close()
+        await writer.wait_closed()
+        late += time.monotonic() > due_s + 0.001
 
     async def go() -> Tally:
-        plan = make_plan([make_kind()], rps=400, lanes=2)
+        plan = make_plan([make_kind()], rps=800, for_us=SECOND // 2, lanes=2)
         async with raw_server(handler) as address:
             return await run_load(tmp_path, plan, [make_kind()], address)
 
     tally = asyncio.run(go())
-    assert tally.outcomes() == {"ok": 400}
+    assert tally.outcomes().keys() <= {"ok", "failed:closed"}
+    blamed = tally.n(Series.LATENCY, "failed")
+    assert blamed <= late
+    assert seen == 400 - blamed
     assert tally.n(Series.ATTEMPT) >= 400
-    assert seen == 400
+
+
+def test_the_time_that_an_end_waits_for_us_is_not_the_servers(tmp_path: Path) -> None:
+    """A worker that was kept from its core reads the end late; the kernel knows when it came."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        there, _ = server.accept()
+        with client, there:
+            client.send(b"a request")
+            assert there.recv(99)
+            time.sleep(0.1)  # the server's own time with it
+            there.close()
+            assert client.recv(1) == b""
+            assert lain_us(client) < 50 * MS
+            time.sleep(0.1)  # ours
+            assert lain_us(client) >= 80 * MS
 
 
 @pytest.mark.alone
