@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := survive faults targets reporters tests
 
-.PHONY: demo test check format clean live schema matrix soak-kill docs exam exam-real bench bench-proxy bench-freeze
+.PHONY: demo test check format clean live schema matrix soak-kill docs exam exam-real bench bench-proxy bench-freeze bench-memory
 
 demo: $(VENV)/.installed
 	$(BIN)/survive run scenarios/quickstart.survive.yaml
@@ -69,3 +69,7 @@ bench: $(VENV)/.installed
 # What generators say of a server that freezes: docs/coordinated-omission.md (a minute).
 bench-freeze: $(VENV)/.installed
 	$(BIN)/python benchmarks/freeze.py
+
+# Memory of a load worker at full rate (ten minutes).
+bench-memory: $(VENV)/.installed
+	$(BIN)/python benchmarks/memory.py
