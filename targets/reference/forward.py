@@ -29,6 +29,9 @@ HERD_STEPS = 4
 HERD_COPIES = 3  # of a call whose client left: its timer fired again while it still waited
 
 _PASSED = ("content-type", "cache-control", "retry-after")
+# The gateway let the caller in: a replica that says no says it to the gateway.
+_NOT_ME = frozenset({401, 403})
+_ASK_ANOTHER = _NOT_ME | {429}  # another may have room, or know the gateway
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,7 @@ class Forwarder:
             raise
         response = opening.response
         assert response is not None and opening.chunks is not None
-        if response.status >= 500 or response.status == 429:  # another may have room
+        if response.status >= 500 or response.status in _ASK_ANOTHER:
             upstream.in_flight -= 1
             await response.close()
             return _refused(errand.upstreams, upstream, response)
@@ -403,7 +406,7 @@ def _passed_headers(answer: Forwarded) -> RawHeaders:
 
 
 def _refused(upstreams: Upstreams, upstream: Upstream, response: Response) -> Failure:
-    """A 5xx or 429. Overload (503 with Retry-After, 429, 529) is no reason to eject."""
+    """No answer for the caller. Overload (503 with Retry-After, 429, 529) does not eject."""
     retry_after = response.headers.get("retry-after", "")
     overload = response.status in {429, 529} or bool(response.status == 503 and retry_after)
     if overload:
@@ -411,7 +414,8 @@ def _refused(upstreams: Upstreams, upstream: Upstream, response: Response) -> Fa
     else:
         upstreams.failed(upstream, f"status_{response.status}")
     message = f"{upstream.id} answered {response.status}"
-    return Failure(response.status, message, upstream, retry_after, overload)
+    status = 502 if response.status in _NOT_ME else response.status
+    return Failure(status, message, upstream, retry_after, overload)
 
 
 def _failure(upstream: Upstream, how: Broken) -> Failure:

@@ -244,6 +244,21 @@ def test_an_overloaded_replica_is_retried_elsewhere_but_not_ejected() -> None:
     assert calls[0] > upstreams.FAILURES_TO_EJECT
 
 
+def test_a_replica_that_refuses_the_gateway_is_not_the_callers_fault() -> None:
+    async def main(stage: Stage) -> tuple[list[int], list[int], int]:
+        stage.fakes[NAMES[0]].status(401)
+        let_in = [(await stage.chat()).status for _ in range(12)]
+        calls = stage.calls()
+        for fake in stage.fakes.values():
+            fake.status(403)
+        return let_in, calls, (await stage.chat()).status
+
+    let_in, calls, when_all_refuse = staged(main)
+    assert let_in == [200] * 12
+    assert calls[0] == upstreams.FAILURES_TO_EJECT
+    assert when_all_refuse == 502
+
+
 def test_when_all_fail_the_last_tried_is_named() -> None:
     async def main(stage: Stage) -> tuple[Answer, Answer, Answer]:
         for fake in stage.fakes.values():
