@@ -48,10 +48,10 @@ def allowed(nodeid: str) -> str | None:
 def refuse_skip(report) -> None:
     """A skip becomes a failure, of a test or (importorskip) of a whole file."""
     expected = hasattr(report, "wasxfail")  # pytest reports an expected failure as a skip
-    if os.environ.get("SURVIVE_LIVE") and report.skipped and not expected:
-        if allowed(report.nodeid) is None:
-            report.outcome = "failed"
-            report.longrepr = f"{REFUSED}: {report.longrepr}"
+    refused = os.environ.get("SURVIVE_LIVE") and not allowed(report.nodeid)
+    if report.skipped and not expected and refused:
+        report.outcome = "failed"
+        report.longrepr = f"{REFUSED}: {report.longrepr}"
 
 
 @pytest.hookimpl(hookwrapper=True)
