@@ -275,6 +275,7 @@ def faults(kind: str | None, form: str) -> ExitCode:
 @click.option("--real", is_flag=True, help="In real time, one run after the other, one seed.")
 @click.option("--cells", "only", flag_value="cells", help="Claims on all seeds, no matrix.")
 @click.option("--matrix", "only", flag_value="matrix", help="The kill matrix on one seed only.")
+@click.option("--once", is_flag=True, help="Each weakness by its smallest scenario only.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("runs/exam"))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write a page of it, too.")
 @click.option(

@@ -16,10 +16,11 @@ from rich.console import Console
 from survive.catalog import builtin_root, nearest
 from survive.errors import ExitCode, ScenarioError, UsageError
 from survive.exam.cells import HEALTHY, Cell, Claim, Outcome, Weather, cells_of
-from survive.exam.marks import Report, matrix_of, rows_of
+from survive.exam.marks import Report, costs_of, matrix_of, rows_of
 from survive.exam.page import page, show, to_json
 from survive.exam.sitting import Sitting, read
 from survive.exam.store import Store, outcomes
+from survive.plan.plan import make_plan
 from survive.scenario.model import Scenario
 from survive.scenario.target import WEAKNESSES
 
@@ -40,6 +41,7 @@ class Asked:
     real: bool = False
     cells: bool = True
     matrix: bool = True
+    once: bool = False  # of the claims on a weakness, only that of the smallest run
     results: Path = Path("runs/exam")
     output: Path | None = None
     form: str = "human"
@@ -72,6 +74,11 @@ def sit_exam(asked: Asked) -> ExitCode:
     report = _report(asked, entries, claims, wanted, found, skipped)
     _say(asked, report)
     return report.exit_code
+
+
+def claims_asked(asked: Asked) -> list[Claim]:
+    """The claims that an exam would sit."""
+    return _claims(asked, _entries(asked)[0])
 
 
 def _check_words(given: Sequence[str], known: Sequence[str], what: str) -> None:
@@ -119,7 +126,18 @@ def _claims(asked: Asked, entries: dict[str, _Entry]) -> list[Claim]:
         for weakness, objective in entry.scenario.kills.items()
         if not asked.weaknesses or weakness in asked.weaknesses
     ]
+    if asked.once:
+        found = _smallest(found, entries)
     return sorted(found, key=lambda c: (WEAKNESSES.index(c.weakness), c.scenario))
+
+
+def _smallest(claims: Sequence[Claim], entries: dict[str, _Entry]) -> list[Claim]:
+    """Of each weakness the claim whose scenario sends the fewest requests."""
+    size = {name: sum(map(sum, make_plan(e.scenario).planned)) for name, e in entries.items()}
+    best: dict[str, Claim] = {}
+    for claim in sorted(claims, key=lambda c: (size[c.scenario], c.scenario)):
+        best.setdefault(claim.weakness, claim)
+    return [*best.values()]
 
 
 def _wanted(asked: Asked, claims: Sequence[Claim]) -> tuple[str, ...]:
@@ -159,7 +177,7 @@ def _report(
         matrix=matrix_of(found, seeds) if asked.matrix else {},
         scenarios=tuple(entries),
         skipped=skipped,
-        cpu_s=sum(outcome.cpu_s for outcome in found),
+        costs=costs_of(found),
         longest_wall_s=max((outcome.wall_s for outcome in found), default=0.0),
         runs=len(found),
         host="real" if asked.real else "virtual",

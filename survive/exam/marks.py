@@ -67,6 +67,16 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Cost:
+    """What the runs of a scenario took."""
+
+    scenario: str
+    runs: int
+    mean_cpu_s: float
+    most_cpu_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The whole exam."""
 
@@ -75,11 +85,16 @@ class Report:
     matrix: Mapping[tuple[str, str], Mark]  # (weakness, scenario); empty if it was not sat
     scenarios: tuple[str, ...]  # columns of the matrix
     skipped: Mapping[str, str] = field(default_factory=dict)  # scenario file → why
-    cpu_s: float = 0.0
+    costs: tuple[Cost, ...] = ()
     longest_wall_s: float = 0.0
     runs: int = 0
     host: str = "virtual"
     seeds: int = 1
+
+    @property
+    def cpu_s(self) -> float:
+        """Of all runs."""
+        return sum(cost.runs * cost.mean_cpu_s for cost in self.costs)
 
     @property
     def missed(self) -> tuple[str, ...]:
@@ -184,6 +199,15 @@ def _odd(outcome: Outcome, opposite: str) -> str:
     why = "; ".join(outcome.reasons) or outcome.verdict
     wrong = f"only {', '.join(outcome.failed)} broke: " if opposite == "survived" else ""
     return f"seed {outcome.cell.seed}: {wrong if outcome.failed else ''}{why}"
+
+
+def costs_of(outcomes: Iterable[Outcome]) -> tuple[Cost, ...]:
+    """The dearest scenario first."""
+    spent: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        spent.setdefault(outcome.cell.scenario, []).append(outcome.cpu_s)
+    costs = [Cost(name, len(s), sum(s) / len(s), max(s)) for name, s in spent.items()]
+    return tuple(sorted(costs, key=lambda cost: (-cost.mean_cpu_s, cost.scenario)))
 
 
 def matrix_of(

@@ -55,6 +55,8 @@ def page(report: Report, command: str, day: str) -> str:
     ]
     if report.matrix:
         parts += ["## Kill matrix", _LEGEND, "\n".join(_matrix(report))]
+    if report.costs:
+        parts += ["## CPU seconds of a run", "\n".join(_costs(report))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -106,6 +108,13 @@ def _matrix(report: Report) -> Iterator[str]:
     for weakness in report.weaknesses:
         marks = [report.matrix.get((weakness, name)) for name in report.scenarios]
         yield f"| `{weakness}` | " + " | ".join(_sign(mark) for mark in marks) + " |"
+
+
+def _costs(report: Report) -> Iterator[str]:
+    yield "| scenario | runs | mean | most |"
+    yield "|---|---:|---:|---:|"
+    for cost in report.costs:
+        yield (f"| {cost.scenario} | {cost.runs} | {cost.mean_cpu_s:.1f} | {cost.most_cpu_s:.1f} |")
 
 
 def _sign(mark: Mark | None) -> str:
@@ -186,6 +195,15 @@ def to_json(report: Report) -> dict[str, Json]:
         "seeds": report.seeds,
         "runs": report.runs,
         "cpu_s": round(report.cpu_s, 1),
+        "costs": [
+            {
+                "scenario": cost.scenario,
+                "runs": cost.runs,
+                "mean_cpu_s": round(cost.mean_cpu_s, 2),
+                "most_cpu_s": round(cost.most_cpu_s, 2),
+            }
+            for cost in report.costs
+        ],
     }
 
 

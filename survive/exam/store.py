@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -69,9 +70,21 @@ def _sat(todo: list[Sitting], jobs: int) -> Iterator[tuple[Sitting, Outcome]]:
     pool = ProcessPoolExecutor(
         min(jobs, len(todo)), mp_context=get_context("spawn"), initializer=in_worker
     )
+    left = iter(todo)
+    waiting: dict[Future[Outcome], Sitting] = {}
+
+    def begin(count: int) -> None:
+        for sitting in islice(left, count):
+            waiting[pool.submit(sit, sitting)] = sitting
+
     try:
-        waiting = {pool.submit(sit, sitting): sitting for sitting in todo}
-        for future in as_completed(waiting):
-            yield waiting[future], future.result()
+        # No more than there are processes: what the pool has handed out cannot be taken back, and
+        # in real time Ctrl-C would wait for a whole run.
+        begin(jobs)
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            ended = [(waiting.pop(future), future.result()) for future in done]
+            begin(len(ended))
+            yield from ended
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

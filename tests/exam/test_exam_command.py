@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from examtools import SMALL, write_team
 
+from survive.catalog import Catalog
 from survive.errors import ExitCode, UsageError
 from survive.exam.cells import Cell, Weather
-from survive.exam.command import Asked, sit_exam
-from survive.exam.sitting import Sitting, sit
+from survive.exam.command import Asked, claims_asked, sit_exam
+from survive.exam.sitting import Sitting, scenario_of, sit
 from survive.exam.store import Store
+from survive.host.command import exam_context
 
 
 def test_a_planted_weakness_is_found_and_what_is_known_is_not_run_again(
@@ -60,14 +63,33 @@ def test_a_run_without_a_verdict_is_an_outcome_of_its_own(tmp_path: Path) -> Non
     assert (missing.verdict, missing.exit_code) == ("error", 2)
 
 
+def test_a_weakness_is_asked_of_the_smallest_scenario_only(tmp_path: Path) -> None:
+    team = write_team(tmp_path)
+    longer = SMALL.replace("name: small", "name: longer").replace("for: 14s", "for: 15s")
+    more = "kills: {no_health_checks: degrade, no_timeout: back}"
+    write_team(team, longer.replace("kills: {no_health_checks: degrade}", more), "longer")
+    asked = Asked(folder=team, once=True)
+    assert [(c.weakness, c.scenario) for c in claims_asked(asked)] == [
+        ("no_health_checks", "small"),
+        ("no_timeout", "longer"),
+    ]
+    assert len(claims_asked(replace(asked, once=False))) == 3
+
+
+def test_the_keys_of_identities_reach_the_stack_of_an_exam(tmp_path: Path) -> None:
+    text = SMALL.replace("target: reference", "target: production")
+    file = write_team(tmp_path, text) / "small.survive.yaml"
+    sitting = Sitting(Cell("small", "", Weather.FAULT, 1), file, None)
+    context = exam_context(scenario_of(sitting), Catalog(file), tmp_path, virtual=True)
+    assert context.identities["globex"] == f"{context.key}.globex"
+
+
 def test_interrupted_runs_and_bugs_are_not_kept(tmp_path: Path) -> None:
     store = Store(tmp_path / "results.ndjson")
     file = tmp_path / "small.survive.yaml"
     outcome = sit(Sitting(Cell("small", "", Weather.FAULT, 1), file, None))
     store.add("a", outcome)
     assert Store(tmp_path / "results.ndjson").get("a") == outcome
-    from dataclasses import replace
-
     store.add("b", replace(outcome, exit_code=int(ExitCode.BUG)))
     assert Store(tmp_path / "results.ndjson").get("b") is None
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from survive.errors import ExitCode
 from survive.exam.cells import Cell, Claim, Outcome, Weather
-from survive.exam.marks import Report, matrix_of, rows_of
+from survive.exam.marks import Cost, Report, costs_of, matrix_of, rows_of
 from survive.exam.page import page, to_json
 
 W = "no_timeout"
@@ -107,6 +108,14 @@ def test_what_condemns_the_healthy_stack_kills_nothing() -> None:
     ]
     marked = Report(("memory_leak",), (), matrix_of(found, SEEDS), ("s",))
     assert marked.missed == ("memory_leak",) and marked.condemned == ("s",)
+
+
+def test_the_dearest_scenario_stands_first() -> None:
+    dear = [replace(o, cell=replace(o.cell, scenario="dear"), cpu_s=3.0) for o in sat()[:2]]
+    costs = costs_of([*sat(), *dear])
+    assert costs == (Cost("dear", 2, 3.0, 3.0), Cost("s", 6, 1.0, 1.0))
+    marked = Report((), (), {}, (), costs=costs)
+    assert marked.cpu_s == 12.0 and "| dear | 2 | 3.0 | 3.0 |" in page(marked, "c", "d")
 
 
 def test_the_page_and_the_document_say_the_same() -> None:

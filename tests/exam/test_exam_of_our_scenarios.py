@@ -1,4 +1,7 @@
-"""What our own scenarios claim holds: two seeds here, ten in ``make exam``."""
+"""What our own scenarios claim holds: two seeds here, ten in ``make exam``.
+
+Each weakness here by the smallest of the scenarios that claim it: all claims take too long for CI.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from survive.exam.command import Asked, sit_exam
 
 
 @pytest.mark.alone
-@pytest.mark.timeout(300)
-def test_every_claim_of_our_scenarios_holds_and_nothing_sound_is_condemned(
+@pytest.mark.timeout(400)
+def test_every_weakness_is_found_and_nothing_sound_is_condemned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sit_exam(Asked(seeds=2, matrix=False, results=tmp_path, form="json"))
+    sit_exam(Asked(seeds=2, matrix=False, once=True, results=tmp_path, form="json"))
     told = json.loads(capsys.readouterr().out)
     assert told["claims"] and told["condemned"] == [] and told["skipped"] == {}
     assert [claim for claim in told["claims"] if not claim["holds"]] == []
