@@ -33,7 +33,7 @@ def _mounted(path):
 
 @pytest.fixture
 def disk(tmp_path):
-    path = tmp_path / "data"
+    path = tmp_path / "disk"  # the replicas of a scene keep theirs in data/
     if not _mounted(path):
         pytest.skip("a tmpfs cannot be mounted here")
     yield path
