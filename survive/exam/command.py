@@ -52,7 +52,7 @@ class _Entry:
     """A scenario that sits the exam."""
 
     file: Path
-    target: str | None
+    target: str | None  # instead of its own
     scenario: Scenario
     seeds: range
 
@@ -181,8 +181,18 @@ def _report(
         longest_wall_s=max((outcome.wall_s for outcome in found), default=0.0),
         runs=len(found),
         host="real" if asked.real else "virtual",
-        seeds=asked.seeds,
+        seeds=asked.seeds if asked.cells and claims else 1,
+        moved=tuple(n for n, e in entries.items() if e.target and asked.target is None),
+        finders={} if asked.folder is None else finders(),
     )
+
+
+def finders() -> dict[str, tuple[str, ...]]:
+    """Which of our own scenarios find a weakness: examples for a team whose gate does not."""
+    found: dict[str, tuple[str, ...]] = {}
+    for claim in claims_asked(Asked()):
+        found[claim.weakness] = (*found.get(claim.weakness, ()), claim.scenario)
+    return found
 
 
 def _say(asked: Asked, report: Report) -> None:

@@ -65,6 +65,11 @@ class Mark:
     word: str  # killed | survived | inconclusive | error | condemned (the healthy stack, too)
     objectives: tuple[str, ...] = ()
 
+    @property
+    def kills(self) -> bool:
+        """The gate went red, and not for the healthy stack."""
+        return self.word == "killed"
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -90,6 +95,8 @@ class Report:
     runs: int = 0
     host: str = "virtual"
     seeds: int = 1
+    moved: tuple[str, ...] = ()  # scenarios that sat on another target than their own
+    finders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # weakness → of our own
 
     @property
     def cpu_s(self) -> float:
@@ -100,7 +107,7 @@ class Report:
     def missed(self) -> tuple[str, ...]:
         """Weaknesses that no scenario finds: your gate would miss them."""
         found = {row.claim.weakness for row in self.rows if row.weak.holds}
-        found |= {weakness for (weakness, _), mark in self.matrix.items() if mark.word == "killed"}
+        found |= {weakness for (weakness, _), mark in self.matrix.items() if mark.kills}
         return tuple(weakness for weakness in self.weaknesses if weakness not in found)
 
     @property

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from survive import __version__
 from survive.contracts import Json
+from survive.exam.defects import DEFECTS
 from survive.exam.marks import Mark, Report, Row, Tally
 
 _SIGNS = {"survived": "·", "inconclusive": "?", "error": "!", "condemned": "x"}
@@ -51,10 +52,12 @@ def page(report: Report, command: str, day: str) -> str:
         _HOW.rstrip(),
         "## Marks",
         "\n".join(_summary(report)),
-        "\n".join(_claims(report)),
     ]
+    if report.rows:
+        parts.append("\n".join(_claims(report)))
     if report.matrix:
         parts += ["## Kill matrix", _LEGEND, "\n".join(_matrix(report))]
+    parts += ["## The weaknesses", "\n".join(_defects(report))]
     if report.costs:
         parts += ["## CPU seconds of a run", "\n".join(_costs(report))]
     return "\n\n".join(parts) + "\n"
@@ -67,6 +70,19 @@ _LEGEND = (
 )
 
 
+def _defects(report: Report) -> Iterator[str]:
+    yield "| weakness | what it is | found by |"
+    yield "|---|---|---|"
+    for weakness in report.weaknesses:
+        yield f"| `{weakness}` | {DEFECTS[weakness]} | {', '.join(_finders(report, weakness))} |"
+
+
+def _finders(report: Report, weakness: str) -> list[str]:
+    claimed = [r.claim.scenario for r in report.rows if r.claim.weakness == weakness]
+    killed = [s for (w, s), mark in report.matrix.items() if w == weakness and mark.kills]
+    return [*dict.fromkeys([*claimed, *killed])]
+
+
 def _summary(report: Report) -> Iterator[str]:
     found = len(report.weaknesses) - len(report.missed)
     yield f"- weaknesses found: {found} of {len(report.weaknesses)}"
@@ -77,9 +93,12 @@ def _summary(report: Report) -> Iterator[str]:
     open_ = [f"{row.claim.scenario}, {row.claim.weakness}" for row in report.undecided]
     yield f"- sound stacks undecided: {', '.join(dict.fromkeys(open_)) or 'none'}"
     yield (
-        f"- {report.runs} runs, {report.seeds} seeds a claim, {report.cpu_s:.0f} s of CPU, "
-        f"the longest run {report.longest_wall_s:.1f} s"
+        f"- {report.runs} runs, {report.seeds} seed{'s' * (report.seeds > 1)}, "
+        f"{report.cpu_s:.0f} s of CPU, the longest run {report.longest_wall_s:.1f} s"
     )
+    if report.moved:
+        moved = ", ".join(report.moved)
+        yield f"- on `production`, since they name no stack that can be weakened: {moved}"
     for file, why in report.skipped.items():
         yield f"- left out: `{file}`: {why}"
 
@@ -125,9 +144,9 @@ def _sign(mark: Mark | None) -> str:
 
 def show(console: Console, report: Report) -> None:
     """The same for the terminal, with the reason where a cell is not what it must be."""
-    table = Table(title="exam", title_justify="left")
+    table = Table(title="exam", title_justify="left", box=None, padding=(0, 1), pad_edge=False)
     for column in ("weakness", "scenario", "objective"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column != "objective")
     for column in ("healthy", "calm", "weak"):
         table.add_column(column, justify="right")
     for row in report.rows:
@@ -143,18 +162,28 @@ def show(console: Console, report: Report) -> None:
         console.print(table)
     if report.matrix:
         console.print(_grid(report))
+        console.print(_LEGEND.replace("`", "").replace("\n", " "), markup=False)
     for line in _oddities(report.rows):
         console.print(line, markup=False)
     for line in _summary(report):
         if not line.startswith("- missed"):
             console.print(line.removeprefix("- "), markup=False)
     if report.missed:
-        console.print(f"your gate would miss: {', '.join(report.missed)}", style="bold red")
+        console.print("your gate would miss:", style="bold red")
+    for weakness in report.missed:
+        console.print(f"  {weakness}: {_missed(report, weakness)}", markup=False, soft_wrap=True)
+
+
+def _missed(report: Report, weakness: str) -> str:
+    """What it is, and a scenario to learn from."""
+    examples = report.finders.get(weakness)
+    hint = f" (found by scenarios/{examples[0]}.survive.yaml)" if examples else ""
+    return f"{DEFECTS[weakness]}{hint}"
 
 
 def _grid(report: Report) -> Table:
-    grid = Table(title="kill matrix", title_justify="left")
-    grid.add_column("weakness")
+    grid = Table(title="kill matrix", title_justify="left", box=None, pad_edge=False)
+    grid.add_column("weakness", no_wrap=True)
     for name in report.scenarios:
         grid.add_column(name, overflow="fold")
     for weakness in report.weaknesses:

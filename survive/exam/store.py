@@ -14,7 +14,8 @@ from survive.exam.cells import Outcome
 from survive.exam.sitting import Sitting, in_worker, key_of, sit
 
 # Such a run says nothing of the stack, so it is no result to keep.
-_NOT_KEPT = frozenset({ExitCode.INTERRUPTED, ExitCode.TERMINATED, ExitCode.BUG})
+_STOPPED = frozenset({ExitCode.INTERRUPTED, ExitCode.TERMINATED})
+_NOT_KEPT = _STOPPED | {ExitCode.BUG}
 
 
 class Store:
@@ -51,12 +52,17 @@ class Store:
 def outcomes(
     sittings: Iterable[Sitting], store: Store, jobs: int, seen: Callable[[int, int], None]
 ) -> list[Outcome]:
-    """The outcome of each, from the store or sat now; ``seen(done, all)`` as they come in."""
+    """The outcome of each, from the store or sat now; ``seen(done, all)`` as they come in.
+
+    Raises KeyboardInterrupt if a run was stopped: whoever meant it meant the exam.
+    """
     keys = {sitting: key_of(sitting) for sitting in dict.fromkeys(sittings)}
     found = [known for key in keys.values() if (known := store.get(key)) is not None]
     todo = [sitting for sitting, key in keys.items() if store.get(key) is None]
     seen(len(found), len(keys))
     for sitting, outcome in _sat(todo, jobs):
+        if outcome.exit_code in _STOPPED:
+            raise KeyboardInterrupt
         store.add(keys[sitting], outcome)
         found.append(outcome)
         seen(len(found), len(keys))

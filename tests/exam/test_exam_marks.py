@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from survive.errors import ExitCode
 from survive.exam.cells import Cell, Claim, Outcome, Weather
+from survive.exam.defects import DEFECTS
 from survive.exam.marks import Cost, Report, costs_of, matrix_of, rows_of
-from survive.exam.page import page, to_json
+from survive.exam.page import page, show, to_json
+from survive.scenario.target import WEAKNESSES
 
 W = "no_timeout"
 CLAIM = Claim("s", W, "fast")
@@ -130,3 +133,15 @@ def test_the_page_and_the_document_say_the_same() -> None:
     assert document["matrix"] == [
         {"weakness": W, "scenario": "s", "mark": "killed", "objectives": ["fast"]}
     ]
+
+
+def test_every_weakness_has_its_sentence() -> None:
+    assert tuple(sorted(DEFECTS)) == tuple(sorted(WEAKNESSES))
+
+
+def test_a_miss_comes_with_what_it_is_and_who_finds_it(capsys: pytest.CaptureFixture[str]) -> None:
+    marked = replace(report(sat(weak="survived")), rows=(), finders={W: ("slow-network",)})
+    show(Console(width=80), replace(marked, moved=("s",)))
+    told = capsys.readouterr().out
+    assert f"  {W}: {DEFECTS[W]} (found by scenarios/slow-network.survive.yaml)" in told
+    assert "on `production`, since they name no stack that can be weakened: s" in told
