@@ -22,13 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from survive.address import HTTPS
 from survive.contracts import HandleSpec
 from survive.transport import Request, Response, Transport
 
 if TYPE_CHECKING:
     import ssl
 
-HTTPS = "https://"
 AUTHORITY = "ca.pem"
 HARNESS = "harness.pem"
 SERVING, GOOD, EXPIRED = "serving.pem", "good.pem", "expired.pem"
@@ -40,7 +40,8 @@ class Trusting(Protocol):
     """A transport that can be told whom to trust."""
 
     def trust(self, authority: str, client: str) -> None:
-        """``authority``: a PEM file; ``client``: our own key and certificate, "" = none."""
+        """``authority``: PEM files, joined by ``:``, "" = the system's; ``client``: our own key and
+        certificate, "" = none."""
 
 
 class SecuredTransport:
@@ -59,7 +60,8 @@ class SecuredTransport:
         return await self._inner.linger(self._full(address), request, timeout_s=timeout_s)
 
     def _full(self, address: str) -> str:
-        return HTTPS + address if address in self._places else address
+        whole = address.startswith(HTTPS) or address not in self._places
+        return address if whole else HTTPS + address
 
 
 def secured(transport: Transport, spec: HandleSpec) -> Transport:
@@ -71,10 +73,16 @@ def secured(transport: Transport, spec: HandleSpec) -> Transport:
 
 
 def trust_run(transport: Transport, folder: str) -> None:
-    """Trust the run's authority, and show the harness's certificate; ``folder``: a replica's."""
+    """Trust the run's authority, and show the harness's certificate; ``folder``: a replica's.
+
+    Of a service that we did not start it is the file of its authority instead.
+    """
     if isinstance(transport, Trusting):
         home = Path(folder).parent
-        transport.trust(str(home / AUTHORITY), str(home / HARNESS))
+        if Path(folder).is_dir():
+            transport.trust(str(home / AUTHORITY), str(home / HARNESS))
+        else:
+            transport.trust(folder, "")
 
 
 def serve_certificate(folder: str, *, expired: bool) -> None:
@@ -87,12 +95,15 @@ def serve_certificate(folder: str, *, expired: bool) -> None:
 
 
 def client_context(authority: str, client: str) -> ssl.SSLContext:
-    """Verifies against ``authority`` alone; shows ``client`` if asked. Raises OSError."""
+    """Verifies against ``authority`` alone (see Trusting); shows ``client`` if asked. OSError."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_verify_locations(authority)
+    for file in authority.split(os.pathsep) if authority else ():
+        context.load_verify_locations(file)
+    if not authority:
+        context.load_default_certs()
     if client:
         context.load_cert_chain(client)
     return context

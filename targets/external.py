@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from urllib.parse import urlsplit
 
+from survive.address import HTTPS, UNIX, Address, through
 from survive.chaos.handles import open_handle
 from survive.contracts import Handle, HandleSpec, Needs
 from survive.errors import RefusedError
 from survive.host.driver import DriverContext
 from survive.scenario.model import Service, TargetSpec
+from survive.tls import Trusting
 
 from . import wiring
 
@@ -78,6 +81,9 @@ class Driver:
         for service in spec.services.values():
             url = wiring.resolve(service.url, context.env, f"url of service {service.name}")
             self._addresses[service.name] = address_of(url, service, spec)
+        authorities = dict.fromkeys(str(spec.folder / s.ca) for s in spec.services.values() if s.ca)
+        if authorities and isinstance(context.transport, Trusting):
+            context.transport.trust(os.pathsep.join(authorities), "")
         await wiring.all_of(
             [
                 wiring.await_health(
@@ -93,10 +99,17 @@ class Driver:
         context = self._context
         logs = context.scratch / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        self._proxy = await wiring.start_proxy(context, logs / "fault-proxy.log")
         link, address = context.spec.entry_link, self._addresses[service.name]
+        if address.startswith(UNIX):
+            raise RefusedError(
+                f"the link {link!r} is a Unix socket, which no fault can break",
+                hint="give the service a port, or break something else",
+            )
+        place = Address.parse(address)
+        host = f"[{place.dial_host}]" if ":" in place.dial_host else place.dial_host
+        self._proxy = await wiring.start_proxy(context, logs / "fault-proxy.log")
         name = wiring.proxy_name(context.run_id, link, 0)
-        via = await self._proxy.create(name, address)
+        via = through(address, await self._proxy.create(name, f"{host}:{place.dial_port}"))
         self._listeners = [
             wiring.link_spec(
                 _NAME,
@@ -108,22 +121,27 @@ class Driver:
                 proxy=self._proxy.api,
                 name=name,
                 lent=bool(self._context.spec.toxiproxy),
+                tls=str(context.spec.folder / service.ca) if service.ca else "",
             )
         ]
 
 
 def address_of(url: str, service: Service, spec: TargetSpec) -> str:
-    """``host:port`` of a ``url:``. Raises RefusedError: not plain http, or a host not allowed."""
+    """The address of a ``url:`` (see survive.address). RefusedError: none, or host not allowed."""
     if not url:
         raise RefusedError(f"service {service.name} has no `url:`, which `driver: external` needs")
+    if url.startswith(f"{UNIX}/"):
+        return url
     parts = urlsplit(url)
+    secure = parts.scheme == "https"
     try:
-        host, port = parts.hostname, parts.port or 80
+        host, port = parts.hostname, parts.port or (443 if secure else 80)
     except ValueError as error:
         raise RefusedError(f"url of service {service.name}: {error}") from error
-    if parts.scheme != "http" or not host:
+    if parts.scheme not in {"http", "https"} or not host:
         raise RefusedError(
-            f"url of service {service.name} is {url!r}: only http://host:port can be driven yet"
+            f"url of service {service.name} is {url!r}",
+            hint="write http://host:port, https://host:port or unix:/path",
         )
     if parts.path not in {"", "/"} or parts.query or parts.fragment or parts.username is not None:
         raise RefusedError(
@@ -135,4 +153,5 @@ def address_of(url: str, service: Service, spec: TargetSpec) -> str:
             f"host {host} of service {service.name} is not allowed",
             hint=f"add it to `allow: {{hosts: [...]}}` of target {spec.name} if it is yours",
         )
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{HTTPS}{place}" if secure else place

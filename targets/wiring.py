@@ -8,11 +8,11 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from survive.address import HTTPS
 from survive.contracts import HandleSpec
 from survive.errors import RefusedError
 from survive.host.driver import DriverContext, TargetUnhealthyError, data_path
 from survive.scenario.model import Link, Service, TargetSpec
-from survive.tls import HTTPS
 from survive.transport import CallFailedError, Request, Transport, read_all
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = {
+    "survive.address",
     "survive.errors",
     "survive.units",
     "survive.clock",

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
+from survive.address import HTTPS
 from survive.clock import Clock
 from survive.contracts import AsgiApp, Scope
 from survive.host.listener import Listener, Pipe
 from survive.host.protocol import Rewriting
-from survive.tls import HTTPS
 from survive.transport import Broken, CallFailedError, Request
 
 LEAVE_GRACE_S = 1.0  # how long an app may go on after its client left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from survive.address import HTTPS
 from survive.chaos.ports import AgentPort
 from survive.host.command import RunContext
 from survive.host.driver import data_path
@@ -11,7 +12,6 @@ from survive.plan.probing import probe_slots, scrape_slots, scraped_services
 from survive.probe.engine import Job, Probing, Slots
 from survive.probe.scrape import Scraped
 from survive.scenario.model import Scenario, Service
-from survive.tls import HTTPS
 
 
 async def make_probing(

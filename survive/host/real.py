@@ -222,6 +222,7 @@ class RealHost:
             "plan": self._context.plan.to_json(),
             "kinds": [kind.to_json() for kind in kinds],
             "address": address,
+            "authority": self._authority(),
         }
         spec.touch(mode=0o600)  # it holds the bearer key
         spec.write_text(json.dumps(document), encoding="utf-8")
@@ -248,6 +249,15 @@ class RealHost:
         if not isinstance(message, Ready):
             raise HarnessError("the load reported before it was ready")
 
+    def _authority(self) -> str:
+        """PEM text of the authority that the entry is verified with; "" = the system's.
+
+        Text, not a file: workers on other machines need it too.
+        """
+        target = self._context.scenario.target
+        file = target.services[target.entry].ca
+        return (target.folder / file).read_text(encoding="utf-8") if file else ""
+
     async def ready_probes(self, address: str) -> None:
         """See Host."""
         probing = await make_probing(self._context, self.agent, address, self._scratch)
@@ -259,6 +269,9 @@ class RealHost:
         spec.write_text(json.dumps(probing.to_json()), encoding="utf-8")
         pipes = self._probe_pipes
         ends = ["--control", str(pipes.control_read), "--report", str(pipes.report_write)]
+        target = self._context.scenario.target
+        if file := target.services[target.entry].ca:
+            ends += ["--authority", str(target.folder / file)]
         argv = [sys.executable, "-m", "survive.probe.process", "--spec", str(spec), *ends]
         self._probe_pid = await self._remote.spawn("probe", argv, pipes.far)
         self._findings = await pipes.reader()

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import httptools
 
-from survive.tls import HTTPS, client_context
+from survive.address import Address
+from survive.tls import client_context
 from survive.transport import Broken, CallFailedError, Headers, Request
 
 if TYPE_CHECKING:
@@ -313,7 +314,7 @@ class SocketTransport:
         self._idle: dict[str, list[_Connection]] = {}
         self._open: dict[_Connection, str] = {}
         self._closed = False
-        self._trusted: tuple[str, str] | None = None
+        self._trusted = ("", "")  # the system's authorities, no certificate of our own
         self._secure: ssl.SSLContext | None = None
 
     def trust(self, authority: str, client: str) -> None:
@@ -401,15 +402,18 @@ class SocketTransport:
     async def _dial(self, make: Callable[[], asyncio.Protocol], address: str) -> None:
         """Connect; of ``https://`` addresses the peer is verified. OSError, CallFailedError."""
         loop = asyncio.get_running_loop()
-        host, port = split_address(address)
-        if not address.startswith(HTTPS):
-            await loop.create_connection(make, host, port)
-            return
-        if self._trusted is None:
-            raise CallFailedError(Broken.TLS, f"{address}: nobody is trusted")
-        if self._secure is None:
-            self._secure = client_context(*self._trusted)
-        await loop.create_connection(make, host, port, ssl=self._secure)
+        place = _parse(address)
+        if place.path:
+            await loop.create_unix_connection(make, place.path)
+        elif not place.server_name:
+            await loop.create_connection(make, place.dial_host, place.dial_port)
+        else:
+            if self._secure is None:
+                self._secure = client_context(*self._trusted)
+            await loop.create_connection(
+                make, place.dial_host, place.dial_port,
+                ssl=self._secure, server_hostname=place.server_name,
+            )  # fmt: skip
 
     def _freed(self, connection: _Connection) -> None:
         idle = self._idle.setdefault(self._open[connection], [])
@@ -445,11 +449,16 @@ async def _head_of(answer: _Answer, connection: _Connection) -> None:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """``127.0.0.1:80``, ``[::1]:80``, ``https://…`` → host, port. Raises CallFailedError."""
-    host, _, port = address.removeprefix(HTTPS).rpartition(":")
-    if not host or not port.isascii() or not port.isdecimal():
-        raise CallFailedError(Broken.REFUSED, f"{address!r} is not host:port")
-    return host.strip("[]"), int(port)
+    """Host and port that are dialled. Raises CallFailedError."""
+    place = _parse(address)
+    return place.dial_host, place.dial_port
+
+
+def _parse(address: str) -> Address:
+    try:
+        return Address.parse(address)
+    except ValueError as error:
+        raise CallFailedError(Broken.REFUSED, str(error)) from None
 
 
 def encode(address: str, request: Request) -> bytes:
@@ -459,7 +468,7 @@ def encode(address: str, request: Request) -> bytes:
     lines = [f"{request.method} {request.path} HTTP/1.1"]
     names = _append_headers(lines, request.headers)
     if "host" not in names:
-        lines.append(f"host: {address.removeprefix(HTTPS)}")
+        lines.append(f"host: {_parse(address).host_header}")
     if "content-length" not in names and (request.body or request.method in _BODY_METHODS):
         lines.append(f"content-length: {len(request.body)}")
     try:

@@ -25,9 +25,11 @@ import gevent
 import gevent.event
 from greenlet import greenlet  # type: ignore[import-untyped,unused-ignore]
 
+from survive.address import Address
 from survive.load.core import Cursor, Exchange, Filing, Job, LanePool, rules
 from survive.load.http1 import AnswerReader, NotHttpError, encode
 from survive.load.leases import LEASE_US
+from survive.load.secure import Secure
 from survive.load.stripes import Ownership, Striped, Table
 from survive.load.tcp import lain_us
 from survive.load.template import CompiledKind
@@ -46,6 +48,7 @@ IDLE_FLOOR_US = 50_000
 STALE_GRACE_US = 5_000  # beyond two connect times a close is no crossing of an idle close
 STALE_MAX_US = 250_000
 READ_BYTES = 65_536
+BACKLOG_FULL_S = 0.001  # then a Unix socket is asked again: nothing says when there is room
 
 READABLE, WRITABLE, LATE, STOP, AGAIN = 1, 2, 3, 4, 5
 _READ, _WRITE = 1, 2  # libev's event bits
@@ -83,15 +86,17 @@ class Engine:
     def __init__(
         self, plan: Plan, kinds: list[CompiledKind], address: str,
         report: Callable[[Frame], None], fail: Callable[[BaseException], None],
-        worker: int = 0, workers: int = 1,
+        worker: int = 0, workers: int = 1, authority: str = "",
     ) -> None:  # fmt: skip
         self.loop = gevent.get_hub().loop
         self.hub = gevent.get_hub()
         self.finished = gevent.event.Event()
         self.filing = Filing(plan)
         self.rules = rules(plan, kinds)
-        self.family, self.peer = resolve(address)
-        self.payloads = [[encode(r, address) for r in kind.requests] for kind in kinds]
+        place = Address.parse(address)
+        self.family, self.peer = resolve(place)
+        self.secure = Secure(place.server_name, authority) if place.server_name else None
+        self.payloads = [[encode(r, place.host_header) for r in kind.requests] for kind in kinds]
         self.head_only = [[r.method == "HEAD" for r in kind.requests] for kind in kinds]
         blocks: Iterator[Block] = Schedule.of(plan).blocks()
         if workers > 1:
@@ -323,8 +328,20 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
             signal = self._hub.switch()
             if type(signal) is Job:
                 return signal
-            if signal == READABLE:
+            if signal == READABLE and not self._only_keys():
                 self._close()
+
+    def _only_keys(self) -> bool:
+        """What came on an idle connection is TLS's own (session tickets, new keys)."""
+        if self._engine.secure is None or self._socket is None:
+            return False
+        try:
+            self._socket.recv(1)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def _serve(self, job: Job) -> int:
         """One request to its fate; the moment at which the lane is free again."""
@@ -350,20 +367,27 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
         """Wait, as the user does, until the next attempt is due or the exchange has ended."""
         engine = self._engine
         assert exchange.again_us is not None
-        timer = engine.loop.timer(max(0, exchange.again_us - engine.now_us()) / SECOND)
+        if self._waited(max(0, exchange.again_us - engine.now_us()) / SECOND, exchange):
+            now = engine.now_us()
+            exchange.on_again(now)
+            return now
+        exchange.again_us = None
+        return engine.now_us()
+
+    def _waited(self, seconds: float, exchange: Exchange) -> bool:
+        """Do nothing for a while; False if the exchange ended before it was over."""
+        timer = self._engine.loop.timer(seconds)
         timer.start(self.switch, AGAIN)
         try:
             while True:
                 signal = self._hub.switch()
-                now = engine.now_us()
                 if signal == READABLE:
-                    self._close()  # idle, and the server closed it
+                    if not self._only_keys():
+                        self._close()  # idle, and the server closed it
                 elif signal == AGAIN:
-                    exchange.on_again(now)
-                    return now
+                    return True
                 elif self._ended(exchange, signal):
-                    exchange.again_us = None
-                    return now
+                    return False
         finally:
             timer.stop()
             timer.close()
@@ -405,10 +429,14 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
         except OSError as error:
             exchange.on_client_error(_NO_PORTS.get(error.errno or 0, "socket"), began)
             return False
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        code = made.connect_ex(engine.peer)
+        if engine.family != socket.AF_UNIX:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while (code := made.connect_ex(engine.peer)) == errno.EAGAIN:
+            if not self._waited(BACKLOG_FULL_S, exchange):
+                made.close()
+                return False
         if code == errno.EINPROGRESS:
-            if not self._until_writable(made, exchange):
+            if not self._until(made, WRITABLE, exchange):
                 made.close()
                 return False
             code = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -420,11 +448,35 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
             self._unconnected(exchange, code, now)
             return False
         self._connect_us = now - began
+        if engine.secure is not None:
+            secured = self._shaken(engine.secure, made, exchange)
+            if secured is None:
+                return False
+            made = secured
         self._socket = made
         self._reader = AnswerReader()
         self._watcher = engine.loop.io(made.fileno(), _READ)
         self._watcher.start(self.switch, READABLE)
         return True
+
+    def _shaken(
+        self, secure: Secure, made: socket.socket, exchange: Exchange
+    ) -> socket.socket | None:
+        """The verified connection; None if there is no trust, or the exchange ended before."""
+        wire: socket.socket = secure.wrap(made)
+        try:
+            while wanted := secure.shake(wire):
+                signal = READABLE if wanted == "read" else WRITABLE
+                if not self._until(wire, signal, exchange):
+                    wire.close()
+                    return None
+            return wire
+        except secure.failures:
+            exchange.on_broken(Broken.TLS, self._engine.now_us())
+        except OSError:
+            exchange.on_broken(Broken.RESET, self._engine.now_us())
+        wire.close()
+        return None
 
     def _unconnected(self, exchange: Exchange, code: int, now: int) -> None:
         if code in _NO_PORTS:
@@ -436,14 +488,14 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
         else:
             exchange.on_broken(Broken.REFUSED, now)
 
-    def _until_writable(self, sock: socket.socket, exchange: Exchange) -> bool:
-        """Wait until the socket takes bytes; False if the exchange ended first."""
-        watcher = self._engine.loop.io(sock.fileno(), _WRITE)
-        watcher.start(self.switch, WRITABLE)
+    def _until(self, sock: socket.socket, wanted: int, exchange: Exchange) -> bool:
+        """Wait until the socket is READABLE or WRITABLE; False if the exchange ended first."""
+        watcher = self._engine.loop.io(sock.fileno(), _READ if wanted == READABLE else _WRITE)
+        watcher.start(self.switch, wanted)
         try:
             while True:
                 signal = self._hub.switch()
-                if signal == WRITABLE:
+                if signal == wanted:
                     return True
                 if self._ended(exchange, signal):
                     return False
@@ -480,7 +532,7 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
         self._watcher.stop()  # an early answer stays readable until all is sent
         try:
             while rest:
-                if not self._until_writable(sock, exchange):
+                if not self._until(sock, WRITABLE, exchange):
                     return False
                 try:
                     rest = rest[sock.send(rest) :]
@@ -548,9 +600,9 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
             self._socket = self._watcher = None
 
 
-def resolve(address: str) -> tuple[socket.AddressFamily, Any]:
-    """``host:port`` or ``[::1]:port`` to a family and a peer. Raises OSError, ValueError."""
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+def resolve(place: Address) -> tuple[socket.AddressFamily, Any]:
+    """The family and the peer to connect to. Raises OSError."""
+    if place.path:
+        return socket.AF_UNIX, place.path
+    found = socket.getaddrinfo(place.dial_host, place.dial_port, type=socket.SOCK_STREAM)
     return found[0][0], found[0][4]

@@ -4,7 +4,8 @@ Locust's LocalRunner hosts one user, and that user hosts the lanes. With ``--wor
 process is Locust's master instead, and N forks of it (or ``--expect N`` machines that run
 ``survive worker``) host the lanes; see fabric.py.
 
-Spec: ``{"plan": …, "kinds": […], "address": "host:port"}``. Control, lines of JSON:
+Spec: ``{"plan": …, "kinds": […], "address": …, "authority": PEM text}`` (see survive.address; no
+authority = the system's). Control, lines of JSON:
 ``{"start": µs of CLOCK_MONOTONIC at t = 0}``, ``{"stop": true}``. Report: see wire.py.
 The end of the control pipe means that the parent is gone: leave at once. Exit 0 after the last
 frame, 6 if this host cannot run it, 70 for a bug of ours, 143 if the parent went away.
@@ -49,7 +50,9 @@ def run(spec_file: Path, control_fd: int, pipe: Pipe) -> None:
     def fail(error: BaseException) -> None:
         gevent.spawn(die_of, error, pipe)
 
-    engine = Engine(plan, kinds, spec["address"], pipe.send, fail)
+    engine = Engine(
+        plan, kinds, spec["address"], pipe.send, fail, authority=spec.get("authority", "")
+    )
     del spec
 
     def gone() -> None:

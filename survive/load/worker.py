@@ -140,7 +140,7 @@ class _Worker:
             allow_fds(-(-plan.lanes // work["workers"]))
             self._engine = Engine(
                 plan, kinds, work["address"], self._report, self._fail,
-                work["worker"], work["workers"],
+                work["worker"], work["workers"], work.get("authority", ""),
             )  # fmt: skip
             error_us = self._learn_clock(work["boot"])
             gc.collect()

@@ -44,8 +44,8 @@ def leave() -> None:
     os._exit(int(ExitCode.TERMINATED))
 
 
-async def main(spec_file: Path, control_fd: int, report_fd: int) -> None:
-    """Ready, start, every finding, the last line."""
+async def main(spec_file: Path, control_fd: int, report_fd: int, authority: str = "") -> None:
+    """Ready, start, every finding, the last line. ``authority``: a PEM file to verify with."""
     probing = Probing.from_json(json.loads(spec_file.read_text(encoding="utf-8")))
     report = Report(report_fd)
     control = asyncio.StreamReader()
@@ -59,6 +59,8 @@ async def main(spec_file: Path, control_fd: int, report_fd: int) -> None:
     clock = LoopClock(json.loads(order)["start"] / 1e6)
     watch = asyncio.create_task(_until_gone(control))
     transport = SocketTransport()
+    if authority:
+        transport.trust(authority, "")
 
     def open_link(spec: HandleSpec) -> Handle:
         return open_handle(spec, Needs.LINK, clock, transport)
@@ -83,5 +85,6 @@ if __name__ == "__main__":
     parser.add_argument("--spec", type=Path, required=True)
     parser.add_argument("--control", type=int, required=True)
     parser.add_argument("--report", type=int, required=True)
+    parser.add_argument("--authority", default="")
     given = parser.parse_args()
-    asyncio.run(main(given.spec, given.control, given.report))
+    asyncio.run(main(given.spec, given.control, given.report, given.authority))

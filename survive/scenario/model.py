@@ -317,7 +317,8 @@ class Service:
     name: str
     app: str = ""  # "gateway.py:make_app"
     run: tuple[str, ...] = ()  # own program; "{port}" is replaced by its port
-    url: str = ""  # external: "http://127.0.0.1:8080"
+    url: str = ""  # external: "http://127.0.0.1:8080", "https://…", "unix:/run/x.sock"
+    ca: str = ""  # file of the authority that an https url is verified with; "" = the system's
     replicas: int = 1
     standby: int = 0  # of them, the last ones: spares that sleep until an autoscaler wakes them
     gpu: str = ""  # "" | "simulated"

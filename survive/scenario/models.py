@@ -573,7 +573,14 @@ class ServiceModel(Strict):
         None, min_length=1, description="Its own program: argv; {port} becomes its port."
     )
     url: Text | None = Field(
-        None, description="Where it is, for driver external: http://host:port; may hold ${ENV}."
+        None,
+        description="Where it is, for driver external: http://host:port, https://host:port "
+        "(verified) or unix:/path; may hold ${ENV}.",
+    )
+    ca: Text | None = Field(
+        None,
+        description="PEM file of the authority that an https url is verified with, beside this "
+        "file; default the system's.",
     )
     replicas: int = Field(1, ge=1, le=1000, description="How many. Default 1.")
     standby: int = Field(

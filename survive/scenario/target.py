@@ -33,7 +33,7 @@ _ENV = re.compile(r"\$\{([^}]*)\}?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LINK = re.compile(r"([A-Za-z0-9_-]+) -> ([A-Za-z0-9_-]+)")
 _APP = re.compile(r"([^:\x00]+\.py):([A-Za-z_][A-Za-z0-9_]*)")
-_URL = re.compile(r"http://[^/\s?#@]+/?")
+_URL = re.compile(r"https?://[^/\s?#@]+/?|unix:/[^\s?#]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +161,10 @@ def _check_service(
         source.wrong(
             (*path, "url"),
             f"{service.url!r} is not a base address",
-            "like http://127.0.0.1:8080, without a path",
+            "like http://127.0.0.1:8080, without a path, or unix:/run/it.sock",
         )
+    if service.ca is not None:
+        _check_ca(service, path, source)
     if service.standby >= service.replicas:
         source.wrong((*path, "standby"), "one replica at least is no spare", "write less")
     if service.url is not None and service.replicas != 1:
@@ -192,6 +194,14 @@ def _check_driver(name: str, service: ServiceModel, driver: str, source: TargetS
             "say how to start the service: app or run",
             key=True,
         )
+
+
+def _check_ca(service: ServiceModel, path: Loc, source: TargetSource) -> None:
+    assert service.ca is not None
+    if service.url is None or service.url.startswith(("http://", "unix:")):
+        source.wrong((*path, "ca"), "only an https url has an authority", "remove it", key=True)
+    elif not source.stored and not (source.folder / service.ca).is_file():
+        source.wrong((*path, "ca"), f"there is no file {service.ca!r} in {source.folder}")
 
 
 def _check_app(app: str, path: Loc, source: TargetSource) -> None:
@@ -352,6 +362,7 @@ def _service(name: str, model: ServiceModel) -> Service:
         app=model.app or "",
         run=tuple(model.run or ()),
         url=model.url or "",
+        ca=model.ca or "",
         replicas=model.replicas,
         standby=model.standby,
         gpu=model.gpu or "",

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import ssl
 import sys
 import time
 from collections import Counter
@@ -164,11 +165,12 @@ class LoadProcess:
 @contextlib.asynccontextmanager
 async def load_process(
     folder: Path, plan: Plan, kinds: list[CompiledKind], address: str,
-    preexec: Callable[[], None] | None = None, args: Iterable[str] = (),
+    preexec: Callable[[], None] | None = None, args: Iterable[str] = (), authority: str = "",
 ) -> AsyncIterator[tuple[LoadProcess, asyncio.Task[None]]]:  # fmt: skip
     spec = folder / "spec.json"
     spec.write_text(json.dumps({
         "plan": plan.to_json(), "kinds": [k.to_json() for k in kinds], "address": address,
+        "authority": authority,
     }))  # fmt: skip
     control_read, control_write = os.pipe()
     report_read, report_write = os.pipe()
@@ -198,10 +200,16 @@ async def load_process(
 
 
 async def run_load(
-    folder: Path, plan: Plan, kinds: list[CompiledKind], address: str, within_s: float = 30
+    folder: Path,
+    plan: Plan,
+    kinds: list[CompiledKind],
+    address: str,
+    within_s: float = 30,
+    authority: str = "",
 ) -> Tally:
     """A whole run of the real load process; it must end by itself with exit 0."""
-    async with load_process(folder, plan, kinds, address) as (load, listening):
+    process = load_process(folder, plan, kinds, address, authority=authority)
+    async with process as (load, listening):
         async with asyncio.timeout(within_s):
             await load.ready.wait()
             load.start()
@@ -219,7 +227,9 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 @contextlib.asynccontextmanager
-async def raw_server(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[str]:
+async def raw_server(
+    handler: Handler, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None, unix: str = ""
+) -> AsyncIterator[str]:
     """Bytes in, bytes out on ``host``; every connection is closed at the end."""
     tasks: dict[int, asyncio.Task[None]] = {}
 
@@ -237,10 +247,13 @@ async def raw_server(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
-    server = await asyncio.start_server(serve, host, 0)
-    port = server.sockets[0].getsockname()[1]
+    if unix:
+        server, address = await asyncio.start_unix_server(serve, unix), f"unix:{unix}"
+    else:
+        server = await asyncio.start_server(serve, host, 0, ssl=tls)
+        address = f"{'https://' if tls else ''}{host}:{server.sockets[0].getsockname()[1]}"
     try:
-        yield f"{host}:{port}"
+        yield address
     finally:
         server.close()
         for task in list(tasks.values()):
