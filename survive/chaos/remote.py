@@ -142,6 +142,7 @@ def _service_to_json(service: Service) -> dict[str, Json]:
         "app": service.app,
         "run": list(service.run),
         "url": service.url,
+        "ca": service.ca,
         "replicas": service.replicas,
         "standby": service.standby,
         "gpu": service.gpu,

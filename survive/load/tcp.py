@@ -16,6 +16,9 @@ def lain_us(sock: socket.socket) -> int:
     A worker that a neighbour kept from its core reads the end late; that is no time in which the
     server held the request. Read from the last segment that acknowledged anything, which is the
     FIN of an end in order. (A reset says nothing of the kind: it counts from when it is read.)
+    Of a Unix socket the kernel knows nothing.
     """
+    if sock.family == socket.AF_UNIX:
+        return 0
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, LAST_ACK_AT + 4)
     return int.from_bytes(info[LAST_ACK_AT:], sys.byteorder) * MS

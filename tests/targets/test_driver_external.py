@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trustme
 from driver_kit import Host, target
 
 from survive.contracts import Needs, Toxic
@@ -19,7 +22,7 @@ def host(tmp_path: Path) -> Host:
     return Host("external", tmp_path)
 
 
-async def serve(status: str = "200 OK") -> asyncio.Server:
+async def serve(status: str = "200 OK", tls: ssl.SSLContext | None = None) -> asyncio.Server:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\n{{}}".encode())
@@ -27,7 +30,7 @@ async def serve(status: str = "200 OK") -> asyncio.Server:
         writer.close()
         await writer.wait_closed()
 
-    return await asyncio.start_server(answer, "127.0.0.1", 0)
+    return await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
 
 
 def url_of(server: asyncio.Server) -> str:
@@ -72,6 +75,44 @@ def test_its_entry_link_can_be_proxied(host: Host) -> None:
     host.run(main)
 
 
+def test_it_drives_a_unix_socket_but_breaks_none(host: Host, tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    async def main(host: Host) -> None:
+        async with await asyncio.start_unix_server(answer, tmp_path / "web.sock"):
+            driver = host.make(spec(f"unix:{tmp_path}/web.sock"))
+            await driver.start()
+            assert await host.get(driver.entry()) == {}
+            with pytest.raises(RefusedError, match="Unix socket"):
+                await host.make(spec(f"unix:{tmp_path}/web.sock"), ENTRY).start()
+
+    host.run(main)
+
+
+def test_its_entry_link_can_be_proxied_over_tls(host: Host, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+
+    async def main(host: Host) -> None:
+        async with await serve(tls=context) as server:
+            url = url_of(server).replace("http://127.0.0.1", "https://localhost")
+            web = Service("web", url=url, ca=str(tmp_path / "ca.pem"), health=Health("/", 500_000))
+            allowed = replace(target({"web": web}, entry="web"), allow_hosts=("localhost",))
+            driver = host.make(allowed, ENTRY)
+            await driver.start()
+            [listener] = driver.listeners(ENTRY)
+            assert driver.entry() == listener.via == f"{url}#{listener.via.partition('#')[2]}"
+            assert await host.get(listener.via) == await host.get(listener.address) == {}
+
+    host.run(main)
+
+
 def test_an_unhealthy_one_is_told(host: Host) -> None:
     async def main(host: Host) -> None:
         async with await serve("500 Broken") as server:
@@ -86,7 +127,8 @@ def test_an_unhealthy_one_is_told(host: Host) -> None:
     ("url", "why"),
     [
         ("http://example.org", "host example.org of service web is not allowed"),
-        ("https://127.0.0.1", "only http"),
+        ("https://example.org", "host example.org of service web is not allowed"),
+        ("ftp://127.0.0.1", "url of service web is"),
         ("http://127.0.0.1/deep", "host and a port only"),
         ("http://127.0.0.1:99999", "range"),
         ("${UNSET}", "UNSET, which is not set"),
