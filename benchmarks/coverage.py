@@ -134,6 +134,7 @@ def page(trials: int) -> str:
         "| process | steady | false green | false red | binomial: green | red | "
         "survives 2 × | survives 4 × | fails ½ × |\n" + "|---|---" + "|---:" * 7 + "|\n"
     )
+    rows = list(table(trials))
     lines = "".join(
         f"| {r.process} | {r.seconds // 60} min | "
         + " | ".join(
@@ -144,9 +145,16 @@ def page(trials: int) -> str:
             )
         )
         + " |\n"
-        for r in table(trials)
+        for r in rows
     )  # fmt: skip
-    return _PAGE.format(trials=trials, share=f"{SHARE:.0%}", rps=f"{RPS:g}", table=head + lines)
+    return _PAGE.format(
+        trials=trials,
+        share=f"{SHARE:.0%}",
+        rps=f"{RPS:g}",
+        table=head + lines,
+        red=f"{max(r.failed for r in rows):.1%}".replace("%", " %"),
+        plain_red=f"{max(r.plain_failed for r in rows):.1%}".replace("%", " %"),
+    )
 
 
 _PAGE = """# How often the judge is right
@@ -161,11 +169,13 @@ average; a bad share that differs from second to second with a CV of 2.
 
 {table}
 Read it so: where failures come one by one, nothing is lost. Where they come in clusters, a plain
-binomial calls nearly every window green or red although the limit is the truth; with the design
-effect false reds are gone, and false greens fall as the window holds more outages. Those that are
-left are windows with no outage, or hardly one: no statistics of one window see what did not happen
-in it (whole seconds at 1 %: three in ten windows of two minutes have none). Only a longer run, or
-repeats, do; that is why the report speaks of this episode.
+binomial calls nearly every window green or red although the limit is the truth, up to {plain_red}
+of them red. With the design effect false reds come down to about what is allowed: at most {red}
+here, a little over 5 %, where a window holds only an outage or two to estimate it from. False
+greens fall as the window holds more outages. Those that are left are windows with no outage, or
+hardly one: no statistics of one window see what did not happen in it (whole seconds at 1 %: three
+in ten windows of two minutes have none). Only a longer run, or repeats, do; that is why the report
+speaks of this episode.
 """
 
 
