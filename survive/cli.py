@@ -141,11 +141,12 @@ def run(
 @click.option("--rate", type=click.IntRange(10, 5000), default=200, show_default=True)
 @click.option("--seconds", type=click.IntRange(5, 600), default=8, show_default=True)
 @click.option("--format", "form", type=click.Choice(["human", "json"]), default="human")
-def calibrate(rate: int, seconds: int, form: str) -> ExitCode:
+@click.option("--unix", is_flag=True, help="Over a Unix socket: the floor is lower.")
+def calibrate(rate: int, seconds: int, form: str, *, unix: bool) -> ExitCode:
     """Measure servers of known latency: how far off is every percentile on this machine?"""
     from survive.host.calibrate import show_calibration
 
-    return show_calibration(rate, seconds, form)
+    return show_calibration(rate, seconds, form, unix=unix)
 
 
 @cli.command()

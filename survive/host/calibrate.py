@@ -12,13 +12,13 @@ from survive.load.calibration import FLOOR_MS, LANES, TOLERANCE, Calibration, ca
 from survive.load.known import MODES
 
 
-def show_calibration(rate: int, seconds: int, form: str) -> ExitCode:
+def show_calibration(rate: int, seconds: int, form: str, *, unix: bool) -> ExitCode:
     """Run and print them all. Exit 3 if a percentile is off: this machine cannot be trusted now."""
     done: list[Calibration] = []
     if form == "human":
         click.echo(f"{rate}/s for {seconds} s each, {LANES} lanes; truth / measured in ms\n")
     for mode in MODES:
-        found = calibrate(mode, rate=rate, seconds=seconds)
+        found = calibrate(mode, rate=rate, seconds=seconds, unix=unix)
         done.append(found)
         if form == "human":
             _print(found)
@@ -27,7 +27,8 @@ def show_calibration(rate: int, seconds: int, form: str) -> ExitCode:
         click.echo(json.dumps([{**asdict(one), "sound": one.sound} for one in done], indent=1))
     else:
         floor = next(p.measured_ms for p in done[0].points if p.percentile == 50)
-        click.echo(f"\nfloor on loopback: {floor * 1000:.0f} µs p50; below it nothing can be told")
+        where = "a Unix socket" if unix else "loopback"
+        click.echo(f"\nfloor on {where}: {floor * 1000:.0f} µs p50; below it nothing can be told")
         click.echo(
             f"every percentile within {TOLERANCE:.0%} (or {FLOOR_MS} ms) of the truth"
             if sound

@@ -1,7 +1,8 @@
-"""A server whose latency is known: ``python -m survive.load.known MODE SEED``.
+"""A server whose latency is known: ``python -m survive.load.known MODE SEED [SOCKET]``.
 
-It prints ``{"port": …}``, answers every request after a delay of its mode, and on SIGTERM prints
-what it really did: ``{"holds_us": […], "frozen_us": [from, until] | null}``, on CLOCK_MONOTONIC.
+It prints ``{"address": …}`` (``unix:SOCKET`` if it was given one), answers every request after a
+delay of its mode, and on SIGTERM prints what it really did, on CLOCK_MONOTONIC:
+``{"holds_us": […], "frozen_us": [from, until] | null}``.
 
 modes: ``constant`` 20 ms; ``bimodal`` 5 ms, and 80 ms for one in ten; ``long-tailed`` log-normal
 with median 8 ms and sigma 0.9; ``freezing`` 5 ms, but for two seconds from the third on nothing is
@@ -86,17 +87,22 @@ class Server:
             transport.write(ANSWER)
             self._holds_us.append(time.monotonic_ns() // 1000 - heard_us)
 
-    async def serve(self) -> None:
-        """Until SIGTERM."""
+    async def serve(self, path: str = "") -> None:
+        """Until SIGTERM; on a Unix socket, or on loopback."""
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, over.set)
-        server = await loop.create_server(lambda: Known(self), "127.0.0.1", 0)
-        print(json.dumps({"port": server.sockets[0].getsockname()[1]}), flush=True)
+        if path:
+            server: asyncio.Server = await loop.create_unix_server(lambda: Known(self), path)
+            address = f"unix:{path}"
+        else:
+            server = await loop.create_server(lambda: Known(self), "127.0.0.1", 0)
+            address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        print(json.dumps({"address": address}), flush=True)
         await over.wait()
         print(json.dumps({"holds_us": self._holds_us, "frozen_us": self._frozen_us}), flush=True)
         server.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(Server(sys.argv[1], int(sys.argv[2])).serve())
+    asyncio.run(Server(sys.argv[1], int(sys.argv[2])).serve(*sys.argv[3:]))
