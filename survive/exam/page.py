@@ -41,6 +41,11 @@ and ends with what your gate would miss. A scenario whose target has no `app:` s
 
 Exit code: 0, every weakness is found, every claim holds and nothing sound is condemned; 1, not so,
 and it says where; 3, only that some sound stack could not be told alive for lack of evidence.
+
+What was run is kept in `runs/exam/results.ndjson`: an exam that was interrupted goes on where it
+was, and only what has changed (the scenario, its target, the code) is run again. `--real` sits one
+seed in real time, one run after the other, on a machine that should have nothing else to do: there,
+a run that decided nothing is not kept, and the next `--real` tries it again.
 """
 
 
@@ -58,7 +63,7 @@ def page(report: Report, command: str, day: str) -> str:
     if report.matrix:
         parts += ["## Kill matrix", _LEGEND, "\n".join(_matrix(report))]
     parts += ["## The weaknesses", "\n".join(_defects(report))]
-    if report.costs:
+    if report.costs and report.host == "virtual":  # of real runs it is the harness's own only
         parts += ["## CPU seconds of a run", "\n".join(_costs(report))]
     return "\n\n".join(parts) + "\n"
 
@@ -92,10 +97,9 @@ def _summary(report: Report) -> Iterator[str]:
     yield f"- claims that do not hold on every seed: {', '.join(untrue) or 'none'}"
     open_ = [f"{row.claim.scenario}, {row.claim.weakness}" for row in report.undecided]
     yield f"- sound stacks undecided: {', '.join(dict.fromkeys(open_)) or 'none'}"
-    yield (
-        f"- {report.runs} runs, {report.seeds} seed{'s' * (report.seeds > 1)}, "
-        f"{report.cpu_s:.0f} s of CPU, the longest run {report.longest_wall_s:.1f} s"
-    )
+    seeds = f"{report.seeds} seed{'s' * (report.seeds > 1)}"
+    cpu = f"{report.cpu_s:.0f} s of CPU, " if report.host == "virtual" else ""
+    yield f"- {report.runs} runs, {seeds}, {cpu}the longest run {report.longest_wall_s:.1f} s"
     if report.moved:
         moved = ", ".join(report.moved)
         yield f"- on `production`, since they name no stack that can be weakened: {moved}"

@@ -15,6 +15,7 @@ from survive.exam.sitting import Sitting, in_worker, key_of, sit
 
 # Such a run says nothing of the stack, so it is no result to keep.
 _STOPPED = frozenset({ExitCode.INTERRUPTED, ExitCode.TERMINATED})
+_DECIDED = frozenset({ExitCode.SURVIVED, ExitCode.FAILED, ExitCode.STOPPED})
 _NOT_KEPT = _STOPPED | {ExitCode.BUG}
 
 
@@ -41,12 +42,19 @@ class Store:
 
     def add(self, key: str, outcome: Outcome) -> None:
         """Keep, at once."""
-        if outcome.exit_code in _NOT_KEPT:
+        if not _kept(outcome):
             return
         self._known[key] = outcome
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, **outcome.to_json()}) + "\n")
+
+
+def _kept(outcome: Outcome) -> bool:
+    """In real time what a busy machine left undecided is worth another try."""
+    if outcome.host == "real":
+        return outcome.exit_code in _DECIDED
+    return outcome.exit_code not in _NOT_KEPT
 
 
 def outcomes(

@@ -11,7 +11,7 @@ from examtools import SMALL, write_team
 
 from survive.catalog import Catalog
 from survive.errors import ExitCode, UsageError
-from survive.exam.cells import Cell, Weather
+from survive.exam.cells import Cell, Outcome, Weather
 from survive.exam.command import Asked, claims_asked, sit_exam
 from survive.exam.sitting import Sitting, scenario_of, sit
 from survive.exam.store import Store
@@ -92,6 +92,22 @@ def test_interrupted_runs_and_bugs_are_not_kept(tmp_path: Path) -> None:
     assert Store(tmp_path / "results.ndjson").get("a") == outcome
     store.add("b", replace(outcome, exit_code=int(ExitCode.BUG)))
     assert Store(tmp_path / "results.ndjson").get("b") is None
+
+
+def test_in_real_time_what_decided_nothing_is_run_again(tmp_path: Path) -> None:
+    cell = Cell("small", "", Weather.FAULT, 1)
+    open_ = Outcome(
+        cell, "real", "inconclusive", 3, (), ("the harness was the bottleneck",), 90, 1, "now"
+    )
+    store = Store(tmp_path / "results.ndjson")
+    for key, outcome in {
+        "open": open_,
+        "counted": replace(open_, host="virtual"),
+        "red": replace(open_, verdict="failed", exit_code=1),
+    }.items():
+        store.add(key, outcome)
+    again = Store(tmp_path / "results.ndjson")
+    assert [bool(again.get(key)) for key in ("open", "counted", "red")] == [False, True, True]
 
 
 def test_a_scenario_that_does_not_fit_is_left_out_and_named(
