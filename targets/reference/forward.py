@@ -411,7 +411,7 @@ def _refused(upstreams: Upstreams, upstream: Upstream, response: Response) -> Fa
     overload = response.status in {429, 529} or bool(response.status == 503 and retry_after)
     if overload:
         upstreams.undecided(upstream)
-    else:
+    elif not upstreams.leaves(upstream, response):
         upstreams.failed(upstream, f"status_{response.status}")
     message = f"{upstream.id} answered {response.status}"
     status = 502 if response.status in _NOT_ME else response.status

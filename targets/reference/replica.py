@@ -8,7 +8,8 @@ sent with its first token, so that a gateway may still retry until then; with ``
 the answer goes on after its k-th content token (only prefill is computed again). ``x-priority``
 and ``x-tenant`` are the scheduler's, ``x-request-id`` names the answer.
 
-Environment: MODEL, KV_TOKENS, LOAD_TIME and AWAKE (see lifecycle.py).
+Environment: MODEL, KV_TOKENS, MAX_WAITING (how many may wait beside a full batch), LOAD_TIME and
+AWAKE (see lifecycle.py).
 
 Weaknesses (SURVIVE_WEAKNESSES): ``unbounded_queue``: no cap on the waiting queue;
 ``unfair_scheduler``: first come, first served (see scheduler.py); ``memory_leak``: what a client
@@ -53,6 +54,8 @@ def make_app(context: ServiceContext) -> AsgiApp:
     profile = Profile()
     if tokens := context.env.get("KV_TOKENS", ""):
         profile = replace(profile, kv_tokens=int(tokens))
+    if most := context.env.get("MAX_WAITING", ""):
+        profile = replace(profile, max_waiting=int(most))
     return make_replica(context, profile)
 
 

@@ -132,14 +132,14 @@ class Upstreams:
         ``trial``: the caller could bear it if the call failed.
         """
         care = self._care
-        if session and care.sessions:
-            kept = self._of_session(session, not_this)
-            if kept is not None:
-                return kept
         if self._suspects and (trial or not self.any_healthy()):
             tried = self._due_trial(not_this)
             if tried is not None:
                 return tried
+        if session and care.sessions:
+            kept = self._of_session(session, not_this)
+            if kept is not None:
+                return kept
         weighted = care.by_metrics or self._clock.now_us() < self._ramp_until_us
         count = len(self.all)
         self._turn += 1
@@ -172,6 +172,16 @@ class Upstreams:
         if upstream.trying:
             upstream.trying = False
             upstream.trial_at_us = self._clock.now_us() + TRIAL_US
+
+    def leaves(self, upstream: Upstream, answer: Response) -> bool:
+        """Whether a refusal says that the replica goes to sleep; if so it is asked no more."""
+        if not (self.checked and _sleeps(answer)):
+            return False
+        self.undecided(upstream)
+        upstream.asleep = True
+        if upstream.healthy:
+            upstream.eject()
+        return True
 
     def failed(self, upstream: Upstream, why: str) -> None:
         """A call to it failed; ``why`` is a Broken or ``status_<n>``."""

@@ -325,6 +325,32 @@ def test_who_comes_back_gets_its_load_little_by_little() -> None:
     assert first <= 3 and later == 10
 
 
+def test_an_ejected_replica_is_tried_again_also_if_all_calls_are_of_sessions() -> None:
+    async def main(stage: Stage) -> int:
+        stage.nodes[NAMES[1]].kill()
+        for n in range(30):
+            await stage.ask(GATE, _session(f"s{n}"))
+        stage.boot(NAMES[1], stage.heard[1].make)
+        await stage.sleep(1.5)
+        before = stage.heard[1].calls
+        for n in range(60):
+            await stage.ask(GATE, _session(f"s{n}"))
+        return stage.heard[1].calls - before
+
+    assert staged(main, count=3, ROUTING="session", BREAKERS="on") >= 10
+
+
+def test_a_replica_that_goes_to_sleep_is_left_at_its_first_refusal() -> None:
+    async def main(stage: Stage) -> tuple[set[int], int]:
+        sleepy = stage.heard[1]
+        before = sleepy.calls
+        sleepy.status(503, (b"x-replica-state", b"draining"))
+        statuses = {(await stage.ask_as("")).status for _ in range(20)}
+        return statuses, sleepy.calls - before
+
+    assert staged(main, count=3, BREAKERS="on") == ({200}, 1)
+
+
 async def _slowly(scope: Scope, receive: Receive, send: Send) -> None:
     await asyncio.sleep(0.3)
     await answer(send, 200, b"ok")
