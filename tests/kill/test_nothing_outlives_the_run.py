@@ -1,7 +1,8 @@
 """No fault and no process outlives the run, whoever dies and however (DESIGN laws of safety).
 
-Real processes, the reference stack, one fault of each kind; the moment is "while the fault is on",
-read from the run's own event log.
+Real processes, the reference stack; the moment is "while the fault is on", read from the run's own
+event log. Here is what needs the commands beside it (heal, halt) and what dies in pairs; each
+ending with each kind of fault is tests/matrix.
 """
 
 from __future__ import annotations
@@ -19,12 +20,9 @@ from killtools import ROOT, Started, heal
 
 FAULTS = {
     "network.latency": "link: gateway -> inference, with: {latency: 200ms}, for: 3s",
-    "network.down": "link: gateway -> retrieval, for: 3s",
-    "node.kill": "service: inference",
     "node.pause": "service: inference, for: 3s",
     "node.down": "service: inference, for: 3s",
     "gpu.lost": "service: inference, for: 3s",
-    "gpu.throttle": "service: inference, with: {slow_down: 3x}, for: 3s",
 }
 
 SCENARIO = """
@@ -70,18 +68,16 @@ def assert_host_is_clean():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("kind", sorted(FAULTS))
-def test_kill_9_of_survive_inside_each_kind(start, kind):
-    run = start(kind)
+def test_kill_9_of_survive(start):
+    run = start("gpu.lost")
     run.until("fault_injected")
     run.process.kill()
     assert_clean(run, 1.0)
     assert_host_is_clean()
 
 
-@pytest.mark.parametrize("kind", ["network.latency", "node.pause", "gpu.lost"])
-def test_kill_9_of_the_agent(start, kind):
-    run = start(kind)
+def test_kill_9_of_the_agent(start):
+    run = start("network.latency")
     run.until("fault_injected")
     os.kill(run.agent(), signal.SIGKILL)
     assert_clean_but_survive(run, 1.0)
@@ -110,9 +106,8 @@ def test_kill_9_of_both_leaves_nothing_after_heal(start, kind):
     assert_host_is_clean()
 
 
-@pytest.mark.parametrize("kind", ["node.pause", "node.down"])
-def test_kill_9_of_the_whole_process_group(start, kind):
-    run = start(kind)
+def test_kill_9_of_the_whole_process_group(start):
+    run = start("node.down")
     run.until("fault_injected")
     os.killpg(run.process.pid, signal.SIGKILL)
     assert_clean(run, 1.0)
@@ -121,6 +116,7 @@ def test_kill_9_of_the_whole_process_group(start, kind):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_heals_and_says_so(start, number, code):
+    """Within 7.5 s of SIGINT, when GitHub Actions sends SIGTERM, all is over."""
     run = start("node.pause")
     run.until("fault_injected")
     os.kill(run.process.pid, number)
@@ -141,18 +137,11 @@ def test_ctrl_c_twice_leaves_at_once_and_the_agent_heals(start):
     assert_host_is_clean()
 
 
-def test_the_cancel_sequence_of_github_actions(start):
-    """SIGINT, 7.5 s, SIGTERM, 2.5 s, then the tree and every orphan with the tracking id."""
-    run = start("node.pause")
-    run.until("fault_injected")
-    os.kill(run.process.pid, signal.SIGINT)
-    assert run.process.wait(5) == 130, run.output()
-    assert_clean(run, 0.5)
-    assert_host_is_clean()
-
-
 def test_the_cancel_sequence_when_survive_itself_is_stuck(start):
-    """A frozen harness cannot answer; the kill of the tree still leaves nothing behind."""
+    """SIGINT, SIGTERM, then GitHub Actions kills the tree and every orphan with the tracking id.
+
+    A frozen harness cannot answer; the kill of the tree still leaves nothing behind.
+    """
     run = start("node.pause")
     run.until("fault_injected")
     os.kill(run.process.pid, signal.SIGSTOP)

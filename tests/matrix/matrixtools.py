@@ -146,6 +146,22 @@ def families() -> dict[str, str]:
     return found
 
 
+def ways() -> dict[Needs, str]:
+    """What a fault can act on → the kind that stands for it, of those that stand for a family."""
+    catalog, found = Catalog(plugins=False), dict[Needs, str]()
+    for kind in sorted(families().values(), key=lambda k: k not in USUAL):
+        found.setdefault(catalog.fault(kind).needs, kind)
+    return found
+
+
+def heals() -> list[str]:
+    """A kind for each ``heal`` that was written: kinds of one base share it."""
+    catalog, found = Catalog(plugins=False), dict[object, str]()
+    for kind in sorted(kinds(), key=lambda k: k not in families().values()):
+        found.setdefault(type(catalog.fault(kind)).heal, kind)
+    return list(found.values())
+
+
 def _settings(fault: Fault) -> dict[str, object]:
     types = get_type_hints(fault.settings)
     plain: dict[object, object] = {Duration: "200ms", Share: "50%", Factor: "3x", int: 3, float: 1}
