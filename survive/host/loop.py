@@ -8,9 +8,15 @@ timer and nothing ready (``DeadlockError``), time or turns without end (``Runawa
 from __future__ import annotations
 
 import asyncio
+import gc
+import heapq
 import selectors
-from collections.abc import Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
 from typing import Any, TypeVar
+
+from survive.clock import LoopClock
 
 T = TypeVar("T")
 
@@ -18,6 +24,11 @@ LIMIT_S = 25 * 3600.0  # a run is at most 24 h; the rest is for its drain
 MAX_IDLE_TURNS = 1_000_000  # loop turns without time passing: somebody spins
 _POLL_EVERY = 256  # turns between looks at real file descriptors (signals wake by one)
 _MAX_NAMED = 20  # pending tasks that an error names
+# As asyncio has them: the heap is cleared of cancelled timers once there are many.
+_MIN_TIMERS_TO_CLEAR = 100
+_CANCELLED_SHARE_TO_CLEAR = 0.5
+_GC_AFTER = 20_000  # new objects: a run makes many of them and few cycles
+_AT_ONCE_S = 1e-9  # timers this close are one moment
 
 
 class DeadlockError(Exception):
@@ -28,25 +39,202 @@ class RunawayError(Exception):
     """Virtual time passed its limit, or stood still for a million turns."""
 
 
+class _Call(list[Any]):
+    """What asyncio's Handle is: [context, callback, args], without a callback once cancelled.
+
+    A list, for it is made in C: a run of a minute makes hundreds of thousands.
+    """
+
+    __slots__ = ()
+
+    def cancel(self) -> None:
+        """See asyncio.Handle."""
+        self[1] = None
+        self[2] = ()
+
+    def cancelled(self) -> bool:
+        """See asyncio.Handle."""
+        return self[1] is None
+
+
+class _Timer(float):
+    """What asyncio's TimerHandle is: the loop's time when it is due, and the call that is.
+
+    A float, so that the heap compares in C.
+    """
+
+    __slots__ = ("call", "loop")
+
+    call: _Call
+    loop: VirtualLoop | None  # None = it has left the heap
+
+    def when(self) -> float:
+        """See asyncio.TimerHandle."""
+        return float(self)
+
+    def cancel(self) -> None:
+        """See asyncio.Handle."""
+        if self.call[1] is not None and self.loop is not None:
+            self.loop.timers_cancelled += 1
+        self.call.cancel()
+
+    def cancelled(self) -> bool:
+        """See asyncio.Handle."""
+        return self.call[1] is None
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """See the module's docstring. Time is kept in integer nanoseconds, so it never drifts."""
+    """See the module's docstring. Time is kept in integer nanoseconds, so it never drifts.
+
+    Calls are kept as asyncio's own loop keeps them and taken in its very order, but leaner: most
+    of the time of a virtual run is spent right here.
+    """
+
+    _closed: bool
+    _stopping: bool
+    _process_events: Callable[[list[tuple[selectors.SelectorKey, int]]], None]
 
     def __init__(self, limit_s: float = LIMIT_S) -> None:
         self._now_ns = 0
         self._limit_ns = round(limit_s * 1e9)
-        super().__init__(_Jumper(self))
+        self.now_s = 0.0
+        """Virtual seconds since the loop was made."""
+        self.timers_cancelled = 0  # that are still in the heap
+        self._jumper = _Jumper(self)
+        super().__init__(self._jumper)
+        self._ready: deque[_Call] = deque()
+        self._scheduled: list[_Timer] = []
 
     def time(self) -> float:
-        """Virtual seconds since the loop was made."""
-        return self._now_ns / 1e9
+        """See now_s."""
+        return self.now_s
 
     def jump(self, by_s: float) -> None:
         """Let time pass. Raises RunawayError at the limit."""
         self._now_ns += round(by_s * 1e9)
+        self.now_s = self._now_ns / 1e9
         if self._now_ns > self._limit_ns:
             raise RunawayError(
                 f"virtual time passed {self._limit_ns / 1e9:.6g} s; pending: {pending(self)}"
             )
+
+    # ------------------------------------------------------------ what asyncio calls
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> _Call:
+        """See asyncio."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        call = _Call((copy_context() if context is None else context, callback, args))
+        self._ready.append(call)
+        return call
+
+    def call_later(  # type: ignore[override]
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> _Timer:
+        """See asyncio."""
+        return self.call_at(self.now_s + delay, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> _Timer:
+        """See asyncio."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        timer = _Timer(when)
+        timer.call = _Call((copy_context() if context is None else context, callback, args))
+        timer.loop = self
+        heapq.heappush(self._scheduled, timer)
+        return timer
+
+    def _call_soon(self, callback: Any, args: Any, context: Context | None) -> _Call:
+        """Of ``call_soon_threadsafe``."""
+        return self.call_soon(callback, *args, context=context)
+
+    def _add_callback(self, handle: asyncio.Handle) -> None:
+        """A real file descriptor is ready: signals wake by one."""
+        self.call_soon(_run_handle, handle)
+
+    def _run_once(self) -> None:
+        """One turn: what is ready now, not what becomes ready by it."""
+        self._clear_cancelled()
+        timeout: float | None = None
+        if self._ready or self._stopping:
+            timeout = 0
+        elif self._scheduled:
+            timeout = max(0.0, self._scheduled[0] - self.now_s)
+        events = self._jumper.select(timeout)
+        if events:
+            self._process_events(events)
+        self._take_due()
+        ready = self._ready
+        for _ in range(len(ready)):
+            call = ready.popleft()
+            context, callback, args = call
+            if callback is None:
+                continue
+            try:
+                context.run(callback, *args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                message = f"Exception in callback {callback!r}"
+                self.call_exception_handler({"message": message, "exception": error})
+
+    def _clear_cancelled(self) -> None:
+        timers = self._scheduled
+        count = len(timers)
+        if (
+            count > _MIN_TIMERS_TO_CLEAR
+            and self.timers_cancelled / count > _CANCELLED_SHARE_TO_CLEAR
+        ):
+            for timer in timers:
+                if timer.call[1] is None:
+                    timer.loop = None
+            self._scheduled = [timer for timer in timers if timer.loop is not None]
+            heapq.heapify(self._scheduled)
+            self.timers_cancelled = 0
+            return
+        while timers and timers[0].call[1] is None:
+            self.timers_cancelled -= 1
+            heapq.heappop(timers).loop = None
+
+    def _take_due(self) -> None:
+        """Timers whose time has come are ready."""
+        until_s = self.now_s + _AT_ONCE_S
+        timers = self._scheduled
+        while timers and timers[0] < until_s:
+            timer = heapq.heappop(timers)
+            timer.loop = None
+            self._ready.append(timer.call)
+
+
+def _run_handle(handle: asyncio.Handle) -> None:
+    if not handle.cancelled():
+        handle._run()
+
+
+class VirtualClock(LoopClock):
+    """The clock of a VirtualLoop."""
+
+    __slots__ = ("_loop",)
+
+    def __init__(self, loop: VirtualLoop, origin_s: float) -> None:
+        super().__init__(origin_s)
+        self._loop = loop
+
+    def now_us(self) -> int:
+        """See Clock."""
+        return round((self._loop.now_s - self.origin_s) * 1e6)
 
 
 class _Jumper(selectors.DefaultSelector):
@@ -113,9 +301,12 @@ def virtual_run(main: Coroutine[Any, Any, T], *, limit_s: float = LIMIT_S) -> T:
     Raises what the coroutine raises, DeadlockError, RunawayError.
     """
     loop = VirtualLoop(limit_s)
+    thresholds = gc.get_threshold()
+    gc.set_threshold(max(_GC_AFTER, thresholds[0]), *thresholds[1:])
     try:
         return loop.run_until_complete(main)
     finally:
+        gc.set_threshold(*thresholds)
         try:
             _cancel_leftovers(loop)
             loop.run_until_complete(loop.shutdown_asyncgens())

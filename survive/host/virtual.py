@@ -20,7 +20,7 @@ from survive.contracts import Handle, HandleSpec, Json, Needs
 from survive.errors import HarnessError, SurviveError
 from survive.host.command import RunContext
 from survive.host.driver import DriverContext
-from survive.host.loop import virtual_run
+from survive.host.loop import VirtualClock, VirtualLoop, virtual_run
 from survive.host.memory import MemoryNetwork, MemoryTransport
 from survive.host.probing import make_probing
 from survive.host.run import Display, Run, Stop, TellProbe, faulted_links
@@ -50,7 +50,9 @@ def perform_virtual(
 async def _perform(
     context: RunContext, writer: RecordWriter, display: Display, scratch: Path
 ) -> SurviveError | None:
-    clock = LoopClock(asyncio.get_running_loop().time() + LEAD_S)
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    clock = VirtualClock(loop, loop.time() + LEAD_S)
     transport = MemoryTransport(MemoryNetwork(clock))
     ledger = Ledger.create(context.run_id, f"virtual-{context.run_id}", scratch=scratch)
     driver = context.catalog.driver("virtual")(
