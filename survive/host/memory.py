@@ -337,6 +337,15 @@ class _Connection:
                 _wake(self._room)
         return item
 
+    async def chunk(self) -> bytes:
+        """The next piece of the body. Raises StopAsyncIteration at its end, CallFailedError."""
+        item = await self.next()
+        if isinstance(item, bytes):
+            return item
+        if isinstance(item, _End):
+            raise StopAsyncIteration
+        raise CallFailedError(item if isinstance(item, Broken) else Broken.PROTOCOL)
+
     def leave(self) -> None:
         """The client goes; the app sees a disconnect if it was not done. Idempotent."""
         if self._left:
@@ -531,14 +540,16 @@ class _Connection:
         return {"type": "http.disconnect"}
 
     async def _send(self, message: dict[str, Any]) -> None:
-        if self._gone.is_set() or self._left:
+        if self._left or self._gone.is_set():
             if self._complete:
                 raise RuntimeError(f"unexpected {message['type']} after the answer's end")
             return  # nobody listens: as uvicorn does
-        if message["type"] == "http.response.start":
+        if message["type"] == "http.response.body":
+            self._send_body(message)
+            if self._unread > HIGH_WATER and not self._complete:
+                await self._until_read()
+        elif message["type"] == "http.response.start":
             self._start_answer(message)
-        elif message["type"] == "http.response.body":
-            await self._send_body(message)
         else:
             raise RuntimeError(f"unexpected ASGI message {message['type']!r}")
 
@@ -552,7 +563,7 @@ class _Connection:
         }
         self._push(_Head(int(message["status"]), headers))
 
-    async def _send_body(self, message: dict[str, Any]) -> None:
+    def _send_body(self, message: dict[str, Any]) -> None:
         if not self._started:
             raise RuntimeError("a body before the answer's start")
         body = bytes(message.get("body", b""))
@@ -562,12 +573,14 @@ class _Connection:
             self._push(body)
         if not message.get("more_body", False):
             self._finish(_END)
-        elif self._unread > HIGH_WATER:
-            self._room = asyncio.get_running_loop().create_future()
-            try:
-                await self._room
-            finally:
-                self._room = None
+
+    async def _until_read(self) -> None:
+        """Until the client has taken enough of the answer."""
+        self._room = asyncio.get_running_loop().create_future()
+        try:
+            await self._room
+        finally:
+            self._room = None
 
 
 def _size(item: _Item | _Up) -> int:
@@ -730,13 +743,8 @@ class _Chunks(AsyncIterator[bytes]):
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
 
-    async def __anext__(self) -> bytes:
-        item = await self._connection.next()
-        if isinstance(item, bytes):
-            return item
-        if isinstance(item, _End):
-            raise StopAsyncIteration
-        raise CallFailedError(item if isinstance(item, Broken) else Broken.PROTOCOL)
+    def __anext__(self) -> Coroutine[Any, Any, bytes]:
+        return self._connection.chunk()
 
 
 class MemoryResponse:

@@ -63,6 +63,9 @@ class StreamReader:
         """Take what one read gave."""
         if self.oversized:
             return
+        if self._whole_event(data):
+            self._event(data[:-2], now_us, self.contents)
+            return
         data = self._plain_lines(data)
         searched = max(0, len(self._buffer) - 1)
         self._buffer += data
@@ -104,6 +107,17 @@ class StreamReader:
             self._after_cr = data.endswith(b"\r")
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         return data
+
+    def _whole_event(self, data: bytes) -> bool:
+        """The usual read: nothing is left of the last one, and this is one plain event."""
+        return (
+            self._begun
+            and not self._buffer
+            and not self._after_cr
+            and data.find(b"\n\n") == len(data) - 2
+            and 2 < len(data) <= MAX_EVENT_BYTES
+            and b"\r" not in data
+        )
 
     def _event(self, block: bytes, now_us: int, before_read: int) -> None:
         if block.startswith(b"data: ") and b"\n" not in block:

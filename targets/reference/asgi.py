@@ -96,9 +96,9 @@ class Exchange:
             headers = [*headers, (_REPLICA, self._replica)]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def chunk(self, data: bytes) -> None:
+    def chunk(self, data: bytes) -> Awaitable[None]:
         """Send a piece of a streamed body."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        return self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
         """Send the last piece. A handler that returns without it breaks the body on purpose."""

@@ -105,6 +105,8 @@ def content(events: bytes) -> str:
 
 def _beginning(text: str, secret: str) -> str:
     """The longest end of the text that is a beginning of the secret."""
+    if secret[0] not in text:
+        return ""
     for size in range(min(len(text), len(secret) - 1), 0, -1):
         if text.endswith(secret[:size]):
             return secret[:size]
