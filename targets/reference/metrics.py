@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeAlias
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]
@@ -58,6 +59,7 @@ def page(*families: Sequence[str]) -> str:
     return "\n".join(line for lines in families for line in lines) + "\n"
 
 
+@lru_cache(maxsize=4096)  # the same labels stand in each page
 def _braces(labels: Labels) -> str:
     if not labels:
         return ""

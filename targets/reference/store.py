@@ -17,6 +17,7 @@ from survive.contracts import Json
 
 TOP = 5
 MAX_TERMS = 32  # of a query; the rest is ignored
+MAX_KNOWN = 2048  # answers that are kept until a document comes
 MAX_DOCUMENTS = 100_000  # the store is bounded
 
 _FIND = (
@@ -43,6 +44,7 @@ class Store:
             "CREATE VIRTUAL TABLE documents USING fts5(id UNINDEXED, text, tenant UNINDEXED)"
         )
         self._past: sqlite3.Connection | None = None  # what searches see while it is stale
+        self._known: dict[tuple[str, str], Found] = {}  # by expression and tenant
         self._rows: dict[tuple[str, str], int] = {}
         self._texts: dict[tuple[str, str], str] = {}
         self._vectors: dict[tuple[str, str], Sequence[float]] = {}
@@ -60,6 +62,7 @@ class Store:
 
     def put(self, tenant: str, name: str, text: str, vector: Sequence[float] | None = None) -> int:
         """Add or replace a document; its row, which grows from write to write."""
+        self._known.clear()
         key = (tenant, name)
         row = self._rows.get(key)
         if row is not None:
@@ -80,6 +83,15 @@ class Store:
         match = match_expression(query)
         if not match:
             return Found([], 0)
+        known = self._known.get((match, tenant))
+        if known is None:
+            known = self._ask(match, tenant)
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[match, tenant] = known
+        return known
+
+    def _ask(self, match: str, tenant: str) -> Found:
         rows = (self._past or self._db).execute(_FIND, (match, tenant, TOP)).fetchall()
         hits: list[Json] = [
             {"id": name, "text": text, "bm25": round(rank, 6)} for name, text, rank, _ in rows
@@ -105,6 +117,7 @@ class Store:
 
     def look_back(self, on: bool) -> None:
         """Let searches see the documents as they are now, until it is turned off. Idempotent."""
+        self._known.clear()
         if not on:
             self._past = None
         elif self._past is None:
