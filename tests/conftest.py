@@ -6,9 +6,11 @@ import os
 
 import pytest
 
-# Files whose tests must not run beside each other: they share a daemon, namespaces, or the time of
-# a processor. (xdist's own groups need an item's name to be changed, which pytest 9 ignores.)
+# Files whose tests must not run beside each other: they share a daemon, namespaces, the time of a
+# processor, or a run that each worker would play for itself. (xdist's own groups need an item's
+# name to be changed, which pytest 9 ignores.)
 TOGETHER = (
+    "tests/cli/test_judge_again.py",
     "tests/live/",
     "tests/faults/test_link_faults.py",
     "tests/faults/test_protocol_faults.py",

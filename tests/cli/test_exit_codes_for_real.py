@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 # On a busy host a run ends as "the harness was the bottleneck" (3): honest, and not the point here.
-pytestmark = pytest.mark.alone
+QUIET = pytest.mark.alone
 
 SERVER = """
 import asyncio, sys, time
@@ -170,6 +170,7 @@ def verdict(folder):
     return json.loads((folder / "verdict.json").read_text())
 
 
+@QUIET
 def test_0_survived_with_a_real_fault(survive):
     code, output, folder = survive(faults=LATENCY.format(kind="network.latency"))
     assert code == 0, output
@@ -178,6 +179,7 @@ def test_0_survived_with_a_real_fault(survive):
     assert verdict(folder)["grade"] == "emulated"
 
 
+@QUIET
 def test_1_failed(survive):
     code, output, folder = survive(path="/broken")
     assert code == 1, output
@@ -202,6 +204,7 @@ def test_2_wrong_command_line():
     assert done.returncode == 2
 
 
+@QUIET
 def test_3_a_sabotaged_inject_is_never_survived(survive):
     code, output, folder = survive(
         faults=LATENCY.format(kind="sabotage.inject"), during="each fault", seconds=4
@@ -219,6 +222,7 @@ def test_3_a_target_that_never_becomes_healthy_shows_its_last_lines(survive):
     assert verdict(folder)["verdict"] == "inconclusive"
 
 
+@QUIET
 def test_4_stopped_by_stop_if(survive):
     code, output, folder = survive(
         path="/broken", stop_if="{meltdown: {metric: success, below: 50%, over: 1s}}", seconds=30
@@ -228,6 +232,7 @@ def test_4_stopped_by_stop_if(survive):
     assert verdict(folder)["load"]["unsent"] > 1000
 
 
+@QUIET
 def test_5_a_heal_that_does_nothing(survive):
     code, output, folder = survive(faults=LATENCY.format(kind="sabotage.heal"))
     assert code == 5, output
@@ -235,6 +240,7 @@ def test_5_a_heal_that_does_nothing(survive):
     assert "heal" in " ".join(verdict(folder)["reasons"])
 
 
+@QUIET
 def test_5_beats_a_refusal_in_the_middle_of_a_run(survive):
     slow = LATENCY.format(kind="sabotage.heal")[1:-1]
     fickle = slow.replace("slow", "fickle").replace("sabotage.heal", "sabotage.fickle")

@@ -20,16 +20,15 @@ from survive.contracts import Active, Grade, Injection, Needs
 from survive.errors import RefusedError
 from survive.scenario.settings import SettingError, parse_settings
 
-pytestmark = pytest.mark.alone  # they take cores and memory away
-
 CPU = ("node.cpu", {"workers": 3})
 MEMORY = ("node.memory", {"share": "0.4%"})
 FILES = ("node.fd_exhaustion", {})
 LIMIT = ("node.cpu_limit", {"share": "5%"})
-EVERYWHERE = [CPU, MEMORY, FILES]
 HAVE_LIMIT = bool(cpu_group(os.getpid()))
+QUIET = pytest.mark.alone  # cores are taken away, and how much is measured
+EVERYWHERE = [pytest.param(*CPU, marks=QUIET), MEMORY, FILES]
 if HAVE_LIMIT:
-    EVERYWHERE.append(LIMIT)
+    EVERYWHERE.append(pytest.param(*LIMIT, marks=QUIET))
 ALL = {
     "node.cpu": {},
     "node.memory": {},
@@ -125,7 +124,7 @@ def test_a_neighbour_of_the_victim_looks_innocent(kind, settings, tmp_path):
     assert play("process", tmp_path, body)[1] is Active.NO
 
 
-@pytest.mark.parametrize(("kind", "settings"), [FILES, CPU])
+@pytest.mark.parametrize(("kind", "settings"), [FILES, pytest.param(*CPU, marks=QUIET)])
 def test_a_hung_or_busy_victim_alone_proves_nothing(kind, settings, tmp_path):
     """Silence by SIGSTOP is no lack of files; a busy host is no helper of ours."""
 
@@ -270,6 +269,7 @@ def test_a_limit_needs_permission(tmp_path):
     play("process", tmp_path, body)
 
 
+@QUIET
 def test_a_helper_ends_by_itself(tmp_path):
     async def body(scene):
         victim = scene.driver.replicas("inference")[0]
@@ -285,6 +285,7 @@ def test_a_helper_ends_by_itself(tmp_path):
     assert play("process", tmp_path, body)[1]
 
 
+@QUIET
 def test_the_line_for_hands_names_exactly_what_is_left(tmp_path):
     from survive.chaos.handles import by_hand
 
