@@ -7,6 +7,7 @@ size each ten seconds. Flat means: the last minute is no more than 2 % above the
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ BAR_MB = 120
 
 
 def load_process() -> int | None:
-    """Pid of the load process of a run that this one has started."""
+    """Pid of the load process of a run that this process has started; others may run too."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -31,9 +32,19 @@ def load_process() -> int | None:
             argv = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"survive.load.process" in argv:
+        if b"survive.load.process" in argv and is_ours(int(entry.name)):
             return int(entry.name)
     return None
+
+
+def is_ours(pid: int) -> bool:
+    """Whether this process is an ancestor of another."""
+    while pid > 1 and pid != os.getpid():
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return pid == os.getpid()
 
 
 def resident_mb(pid: int) -> float:

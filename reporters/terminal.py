@@ -372,6 +372,9 @@ class Report:
             f"{words.plural(load.attempts, 'attempt')}, {words.digits(ratio, 4, [1.0])} each",
         )
         yield from self._spread("send lag", load.send_lag_ms, "the harness's lateness")
+        machine = self._machine()
+        if machine:
+            yield from self._labelled("machine", machine)
         yield from self._spread("lane wait", load.lane_wait_ms, "for a free connection")
         if load.starved_s:
             starved = words.plural(load.starved_s, "second")
@@ -396,6 +399,17 @@ class Report:
         text = "  ".join(f"{name} {_shown(value):>8}" for name, value in values)
         meaning = f"  {meaning}" if self.width >= _ROOMY else ""
         yield Text.assemble((f"  {label:<{_LABEL}}", draw.FAINT), text, (meaning, draw.FAINT))
+
+    def _machine(self) -> str:
+        """What send lag is to be compared with: nobody wakes up earlier than the machine can."""
+        usage = fields_of(self.record, "run_ended").get("usage") or {}
+        woken, stalled = usage.get("wake_up_ms_p99"), usage.get("cpu_stalled_share")
+        said = []
+        if isinstance(woken, int | float):
+            said.append(f"own wake-ups p99 {_shown(float(woken)).strip()}")
+        if isinstance(stalled, int | float):
+            said.append(f"cores waited for {words.digits(100 * stalled, 2)} % of the time")
+        return ", ".join(said)
 
     def _cpu(self) -> str:
         usage = fields_of(self.record, "run_ended").get("usage") or {}

@@ -194,13 +194,17 @@ def explain(
 ) -> ExitCode:
     """Show what a run would do, and what each objective could tell; changes nothing."""
     from survive.catalog import Catalog
+    from survive.host.machine import machine_warnings
     from survive.judge.explain import explain as explained
     from survive.plan.plan import make_plan
     from survive.scenario.loader import load_scenario
 
     catalog = Catalog(file, plugins=plugins)
     scenario = load_scenario(file, target=target, sets=sets, profile=profile, catalog=catalog)
-    click.echo(explained(scenario, make_plan(scenario), catalog.fault))
+    plan = make_plan(scenario)
+    click.echo(explained(scenario, plan, catalog.fault))
+    for warning in machine_warnings(scenario, plan):
+        click.echo(f"warning: {warning}")
     return ExitCode.SURVIVED
 
 

@@ -1,4 +1,5 @@
-"""A stream server for benchmarks: ``python streams.py PORT``; 64 events in 8 writes, 2 ms apart.
+"""A stream server for benchmarks: ``python streams.py PORT [GAP]``; 64 events in 8 writes, GAP
+seconds (2 ms) apart.
 
 As light as asyncio allows, for it must not be what limits the client.
 """
@@ -8,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-TOKENS, WRITES, GAP_S = 64, 8, 0.002
+TOKENS, WRITES = 64, 8
+GAP_S = float(sys.argv[2]) if len(sys.argv) > 2 else 0.002
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
@@ -79,7 +81,9 @@ class Stream(asyncio.Protocol):
 
 
 async def main() -> None:
-    server = await asyncio.get_running_loop().create_server(Stream, "127.0.0.1", int(sys.argv[1]))
+    server = await asyncio.get_running_loop().create_server(
+        Stream, "127.0.0.1", int(sys.argv[1]), backlog=4096
+    )
     await server.serve_forever()
 
 

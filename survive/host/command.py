@@ -24,6 +24,7 @@ from survive.catalog import Catalog
 from survive.chaos.permission import permitted
 from survive.contracts import Json
 from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError, UsageError
+from survive.host.machine import machine_warnings
 from survive.judge.explain import too_few
 from survive.judge.extend import extended, extension_us
 from survive.judge.faults import heals_owed
@@ -115,7 +116,8 @@ def run_scenario(
     catalog = Catalog(file)
     scenario = load_scenario(file, target=target, sets=sets, profile=profile, catalog=catalog)
     plan = make_plan(scenario)
-    for warning in (*scenario.warnings, *too_few(scenario, plan)):
+    limits = [] if virtual else machine_warnings(scenario, plan)
+    for warning in (*scenario.warnings, *too_few(scenario, plan), *limits):
         click.echo(f"warning: {warning}", err=True)
     conditions = _Conditions(
         catalog,

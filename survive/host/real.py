@@ -27,6 +27,7 @@ from survive.clock import Clock, LoopClock
 from survive.contracts import Json
 from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError
 from survive.host.command import RunContext
+from survive.host.machine import Stalls, wake_noise_us
 from survive.host.probing import make_probing
 from survive.host.run import LOAD_END_GRACE_US, Display, Run, Stop, TellProbe, faulted_links
 from survive.load.template import compile_requests
@@ -207,6 +208,8 @@ class RealHost:
         self._load_pid = 0
         self._load_cpu_s = 0.0
         self._before: dict[str, float] = {}
+        self._wake_us = (0, 0)
+        self._stalls: Stalls | None = None
 
     @property
     def clock(self) -> Clock:
@@ -313,6 +316,8 @@ class RealHost:
 
     async def begin(self) -> None:
         """See Host."""
+        self._wake_us = await asyncio.to_thread(wake_noise_us)
+        self._stalls = Stalls()
         origin_s = time.monotonic() + BEGIN_IN_S
         self._clock.origin_s = origin_s
         await self._remote.set_origin(round(origin_s * 1e6))
@@ -353,7 +358,16 @@ class RealHost:
             "harness_cores": round(sum(used.values()) - used["target"], 4),
             "load_cores": round(used["load"], 4),
             "chaos_cores": round(used["chaos"], 4),
+            **self._machine(),
         }
+
+    def _machine(self) -> dict[str, Json]:
+        """Its own wake-ups just before t = 0, and the share of the run that somebody stalled."""
+        assert self._stalls is not None
+        share = self._stalls.share()
+        wakes = zip(("wake_up_ms_p50", "wake_up_ms_p99"), self._wake_us, strict=True)
+        said: dict[str, Json] = {name: late_us / 1000 for name, late_us in wakes}
+        return said if share is None else {**said, "cpu_stalled_share": round(share, 4)}
 
     async def _cpu_s(self) -> dict[str, float]:
         self._load_cpu_s = processes.family_cpu_s(self._load_pid) or self._load_cpu_s

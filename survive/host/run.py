@@ -70,7 +70,10 @@ class Host(Protocol):
         """Ask for the last frame now."""
 
     async def usage(self) -> Mapping[str, Json]:
-        """Cores used since ``begin``: {"target_cores": .., "harness_cores": ..}; {} if unknown."""
+        """Cores used since ``begin``: {"target_cores": .., "harness_cores": ..}; {} if unknown.
+
+        Beside them what the machine did to it: ``wake_up_ms_p99``, ``cpu_stalled_share``.
+        """
 
     async def agent_gone(self) -> str:
         """Return, with the reason, when the agent has died on its own; else never."""

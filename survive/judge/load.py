@@ -117,11 +117,23 @@ def _starved(plan: Plan, table: Table) -> Iterator[str]:
         inside = int(((seconds >= start_us // SECOND) & (seconds * SECOND < end_us)).sum())
         length_s = (end_us - start_us) / SECOND
         if inside >= STARVED_LEAST_S and inside > STARVED_SHARE * length_s:
+            kept_up = _kept_up_rps(plan, table, seconds)
+            possible = f"; it kept up with {kept_up:.4g}/s" if kept_up else ""
             yield (
                 f"the harness was the bottleneck: requests waited while its loop never idled in "
-                f"{inside} s of {name}"
+                f"{inside} s of {name}{possible}"
             )
             return
+
+
+def _kept_up_rps(plan: Plan, table: Table, starved: I64) -> int:
+    """The most requests that were due in a second in which the harness was not the bottleneck."""
+    users = table.rows[:, 0] < len(plan.kinds)
+    starts = np.array([start for start, _ in plan.slices], dtype=np.int64)
+    seconds = starts[table.rows[users, 1]] // SECOND
+    sent = np.bincount(seconds, weights=table.row_counts[users, COLUMN[Series.SEND_LAG]])
+    sent[starved[starved < len(sent)]] = 0
+    return int(sent.max(initial=0))
 
 
 def load_report(plan: Plan, table: Table, windows: Windows) -> LoadReport:

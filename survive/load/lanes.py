@@ -12,9 +12,7 @@ AGAIN (a user who waits before the next attempt has waited).
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
 import resource
 import socket
 import time
@@ -26,6 +24,7 @@ import gevent.event
 from greenlet import greenlet  # type: ignore[import-untyped,unused-ignore]
 
 from survive.address import Address
+from survive.load.alarm import Alarm
 from survive.load.core import Cursor, Exchange, Filing, Job, LanePool, rules
 from survive.load.http1 import AnswerReader, NotHttpError, encode
 from survive.load.leases import LEASE_US
@@ -55,25 +54,6 @@ _READ, _WRITE = 1, 2  # libev's event bits
 _NO_PORTS = {errno.EADDRNOTAVAIL: "no_ports", errno.EMFILE: "no_fds", errno.ENFILE: "no_fds",
              errno.ENOBUFS: "no_buffers", errno.ENOMEM: "no_memory"}  # fmt: skip
 _DEAD = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError)
-
-
-class Alarm:
-    """A timerfd on CLOCK_MONOTONIC: readable at a moment, to the microsecond."""
-
-    def __init__(self) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        self.fd = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-        if self.fd < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_create")
-        self._settime = libc.timerfd_settime
-        self._spec = (ctypes.c_long * 4)(0, 0, 0, 0)  # interval s, ns; value s, ns
-        self._pointer = ctypes.byref(self._spec)
-
-    def arm(self, at_ns: int) -> None:
-        """Fire at an absolute time; 0 = never. Clears what has fired."""
-        self._spec[2], self._spec[3] = divmod(at_ns, 1_000_000_000)
-        if self._settime(self.fd, 1, self._pointer, None) != 0:
-            raise OSError(ctypes.get_errno(), "timerfd_settime")
 
 
 class Engine:

@@ -467,6 +467,8 @@ def test_starved_seconds_tell_a_slow_harness_from_a_slow_target(tmp_path, second
     verdict = verdict_of(story, tmp_path)
     assert verdict.exit_code == code
     assert verdict.load.starved_s == len(seconds)
+    if code:
+        assert "it kept up with" in verdict.reasons[0]  # in the seconds that were not starved
 
 
 def test_errors_of_our_own_host_are_never_the_targets(tmp_path):

@@ -130,7 +130,8 @@ def seconds() -> tuple[FakeSecond, ...]:
 
 def run_events() -> tuple[FakeEvent, ...]:
     started = {"scenario": "quickstart", "target": "reference", "seed": 42, "host": "real"}
-    usage = {"target_cores": 0.7213, "harness_cores": 0.2149}
+    usage = {"target_cores": 0.7213, "harness_cores": 0.2149, "wake_up_ms_p99": 0.112,
+             "cpu_stalled_share": 0.0413}  # fmt: skip
     ended = {"ended": "complete", "detail": "", "usage": usage, "unproven_heals": []}
     return (FakeEvent(-2 * S, "run_started", started), FakeEvent(84_412_000, "run_ended", ended))
 
