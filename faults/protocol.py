@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, ClassVar
 
 from survive.contracts import (
+    Active,
     Grade,
     HandleSpec,
     Injection,
@@ -27,7 +28,7 @@ from survive.errors import RefusedError
 from survive.transport import Broken
 from survive.units import MS, SECOND, Duration, Share, UnitError
 
-from .protocol_looks import CHAT, Seen, ask, chat, look, request
+from .protocol_looks import CHAT, Seen, SleepsError, ask, chat, look, request
 
 ALL, NONE = Share(1), Share(0)
 UNTIL_HEAL = NOT_SAID = Duration(0)
@@ -183,7 +184,11 @@ class _OnCalls:
     async def observe(
         self, injection: Injection, handle: LinkHandle, before: float | None
     ) -> Observation:
-        """Calls of the kind that is hit; how many of the traffic were is told, and no proof."""
+        """Calls of the kind that is hit; how many of the traffic were is told, and no proof.
+
+        A replica that sleeps (a spare) answers no such call: there the proxy is asked instead
+        whether it holds the fault, for the moment when the replica is woken.
+        """
         given = _parsed(self, injection)
         counting = asyncio.ensure_future(handle.counts(_name(injection)))  # beside: a look has 1 s
         try:
@@ -194,7 +199,9 @@ class _OnCalls:
                 lambda one: self._fine(given, one),
                 lambda through, around: self._bites(given, through, around),
             )
-            counts = counting.result() if counting.done() else {}
+            counts = counting.result() if counting.done() else None
+        except SleepsError:
+            return _of_sleeper(await counting)
         finally:
             counting.cancel()
         if not counts:
@@ -209,7 +216,8 @@ class _OnCalls:
     async def round_trip(self, injection: Injection, handle: LinkHandle) -> bool:
         """Such a call is answered through the link, as it should be."""
         given = _parsed(self, injection)
-        return self._fine(given, await ask(handle, handle.spec.via, self._request(given), 0.9))
+        seen = await ask(handle, handle.spec.via, self._request(given), 0.9)
+        return self._fine(given, seen) or seen.asleep
 
     def _attributes(self, given: Any) -> dict[str, Json]:
         return {}
@@ -428,6 +436,14 @@ class ProtocolCorruptJson(_OnCalls):
 
 
 _BROKE_OFF = {Broken.CLOSED, Broken.RESET}
+
+
+def _of_sleeper(counts: Mapping[str, int] | None) -> Observation:
+    """What the proxy says of a replica that nothing can be asked of. None = it says nothing."""
+    if counts is None:
+        return Observation(Active.UNKNOWN, "the replica sleeps, and the proxy cannot be read")
+    held = "holds the fault" if counts else "holds no fault"
+    return Observation(Active.YES if counts else Active.NO, f"the replica sleeps; its proxy {held}")
 
 
 def _parsed(fault: _OnCalls, injection: Injection) -> Any:

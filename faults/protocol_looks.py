@@ -20,6 +20,11 @@ MISSED = 1e-4
 LOOK_S = 0.75  # of all waves; observe as a whole has 1 s
 WAVE = 8  # tries at once after the first two
 CHAT = "POST /v1/chat/completions"
+STATE_HEADER = "x-replica-state"
+
+
+class SleepsError(Exception):
+    """Nothing can be bitten there: the replica sleeps, and refuses what would be."""
 
 
 @dataclass(slots=True)
@@ -46,6 +51,11 @@ class Seen:
         """How long the event after ``after`` others was waited for, in vain perhaps."""
         begin = self.events[after - 1][0] if after else 0
         return (self.events[after][0] if len(self.events) > after else self.took_us) - begin
+
+    @property
+    def asleep(self) -> bool:
+        """A replica refused it that is not in service: a spare sleeps, or its model loads."""
+        return self.status == 503 and STATE_HEADER in self.headers
 
     def __str__(self) -> str:
         how = "whole" if self.broken is None else str(self.broken)
@@ -112,7 +122,7 @@ async def look(
 ) -> Observation:
     """Yes: a call through the link is bitten, beside a fine one around it. See the module for no.
 
-    ``fine``: nothing is wrong with it; ``bites``: (through, around).
+    ``fine``: nothing is wrong with it; ``bites``: (through, around). Raises SleepsError.
     """
     spec, most = handle.spec, tries(share)
     until_us = handle.clock.now_us() + round(LOOK_S * 1e6)
@@ -128,6 +138,8 @@ async def look(
     finally:
         first.cancel()
     if not fine(around):
+        if around.asleep and all(seen.asleep for seen in through):
+            raise SleepsError
         return Observation(Active.UNKNOWN, f"around the link: {around}")
     while not any(bites(seen, around) for seen in through) and len(through) < most:
         if handle.clock.now_us() >= until_us:

@@ -238,10 +238,10 @@ class LinkHandle(Handle, Protocol):
     async def enable(self, on: bool) -> None:
         """Open (True) or close (False) the listener and its connections; read back."""
 
-    async def counts(self, name: str) -> Mapping[str, int]:
+    async def counts(self, name: str) -> Mapping[str, int] | None:
         """What an HTTP toxic counted: requests seen, hits, controls, missed. Evidence, no proof.
 
-        Empty if there is no such toxic, or nothing can be read.
+        Empty if there is no such toxic, None if nothing can be read.
         """
 
     async def seen(self) -> Mapping[str, int]:

@@ -286,12 +286,12 @@ class ProxyLink:
             lambda: self._proxy().enable() if on else self._proxy().disable(),
         )
 
-    async def counts(self, name: str) -> Mapping[str, int]:
+    async def counts(self, name: str) -> Mapping[str, int] | None:
         """See LinkHandle."""
         try:
             state = await self._api.state(self.spec.proxy_name)
         except FaultFailedError:
-            return {}  # only evidence: the look itself goes by another channel
+            return None  # evidence is lacking: the look itself goes by another channel
         counted: Mapping[str, int] = _toxics(state or {}).get(name, {}).get("counts", {})
         return counted
 

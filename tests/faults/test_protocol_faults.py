@@ -11,7 +11,7 @@ from faultscene import play, spec
 from survive.catalog import Catalog
 from survive.contracts import Active, HandleSpec, Injection, Needs, Toxic
 from survive.errors import RefusedError
-from survive.scenario.model import FaultPlan
+from survive.scenario.model import FaultPlan, Health
 from survive.scenario.settings import SettingError, parse_settings
 from survive.transport import Broken, CallFailedError, Request, read_all
 
@@ -132,6 +132,29 @@ def test_a_service_that_does_not_answer_proves_nothing(tmp_path, kind, settings)
     assert scene.looks("during").count("unknown") >= 2
     assert "no" not in scene.looks("during")
     assert left == []
+
+
+@pytest.mark.parametrize("sabotage", [[], ["inject"], ["heal"]])
+def test_of_a_replica_that_sleeps_the_proxy_says_whether_it_holds_the_fault(tmp_path, sabotage):
+    target = spec(replicas=1)
+    asleep = replace(
+        target.services["inference"], env={"AWAKE": "0"}, health=Health("/live", 10_000_000)
+    )
+    target = replace(target, services={"inference": asleep})
+
+    async def body(scene):
+        await scene.life(on_link("protocol.cut", {"share": "50%"}), 1.5)
+
+    links = frozenset({LINK})
+    scene, _, left = play(
+        "virtual", tmp_path, body, links=links, target=target, sabotage=sabotage
+    )
+    assert scene.looks("before") == ["no"] * 3
+    assert set(scene.looks("during")) == {"no" if sabotage == ["inject"] else "yes"}
+    assert scene.looks("after")[-1] == "no"
+    [healed] = scene.named("heal_proven")
+    assert healed["by_own_heal"] is (sabotage != ["heal"])
+    assert bool(left) is (sabotage == ["heal"])
 
 
 def test_what_the_fault_is_not_meant_for_passes(tmp_path):
