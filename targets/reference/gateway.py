@@ -14,8 +14,8 @@ BREAKERS, SLOW_START, RETRY_BUDGET and RESUME ``on``, AUDIT a file name (audit.p
 
 Weaknesses (SURVIVE_WEAKNESSES): ``no_health_checks``: no ejection, and the retry goes by the same
 routing, so a replica that fails fast looks idle and draws all calls; ``no_timeout``: no upstream
-deadlines; ``unbounded_queue``: no cap on calls in flight; those of forward.py, upstreams.py,
-door.py, audit.py and guard.py.
+deadlines, those of health checks among them; ``unbounded_queue``: no cap on calls in flight; those
+of forward.py, upstreams.py, door.py, audit.py and guard.py.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .metrics import Labels, family, page
 from .quotas import BATCH_SHARE, Quotas
 from .retries import RetryBudget
 from .stand_in import StandIn
-from .upstreams import Care, Upstreams
+from .upstreams import CHECK_TIMEOUT_S, Care, Upstreams
 
 NO_DEADLINE_S = 86_400.0
 SLOW_START_US = 3_000_000
@@ -127,6 +127,7 @@ def _services(context: ServiceContext, weak: frozenset[str]) -> dict[str, Upstre
 def _care(env: Mapping[str, str], weak: frozenset[str], service: str) -> Care:
     """How replicas of one service are chosen and watched."""
     return Care(
+        check_s=NO_DEADLINE_S if "no_timeout" in weak else CHECK_TIMEOUT_S,
         checked="no_health_checks" not in weak,
         trials=env.get("BREAKERS") == "on",
         slow_start_us=SLOW_START_US

@@ -49,6 +49,7 @@ _AT_ONCE = frozenset({Broken.REFUSED, Broken.RESET, Broken.TLS})
 class Care:
     """How replicas are chosen and watched; the defaults are the small reference stack's."""
 
+    check_s: float = CHECK_TIMEOUT_S  # how long a health check may take
     checked: bool = True  # False = the weakness no_health_checks: everyone is always asked
     trials: bool = False  # breakers
     slow_start_us: int = 0
@@ -204,7 +205,7 @@ class Upstreams:
         passed_once = False
         while True:
             ejections = upstream.ejections
-            upstream.checks_well = await _passes(upstream, call)
+            upstream.checks_well = await _passes(upstream, call, self._care.check_s)
             if upstream.checks_well:
                 passed_once = True
                 upstream.failed_checks = 0
@@ -331,9 +332,9 @@ def _sleeps(answer: Response) -> bool:
     return answer.headers.get("x-replica-state", "") in {"asleep", "draining"}
 
 
-async def _passes(upstream: Upstream, call: Call) -> bool:
+async def _passes(upstream: Upstream, call: Call, within_s: float) -> bool:
     try:
-        response = await call(upstream.address, _CHECK, timeout_s=CHECK_TIMEOUT_S)
+        response = await call(upstream.address, _CHECK, timeout_s=within_s)
         await read_all(response)
     except CallFailedError:
         return False

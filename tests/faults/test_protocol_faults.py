@@ -146,9 +146,7 @@ def test_of_a_replica_that_sleeps_the_proxy_says_whether_it_holds_the_fault(tmp_
         await scene.life(on_link("protocol.cut", {"share": "50%"}), 1.5)
 
     links = frozenset({LINK})
-    scene, _, left = play(
-        "virtual", tmp_path, body, links=links, target=target, sabotage=sabotage
-    )
+    scene, _, left = play("virtual", tmp_path, body, links=links, target=target, sabotage=sabotage)
     assert scene.looks("before") == ["no"] * 3
     assert set(scene.looks("during")) == {"no" if sabotage == ["inject"] else "yes"}
     assert scene.looks("after")[-1] == "no"
