@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
 from survive.clock import LoopClock, seeded, sleep_us
 from survive.host import loop as loop_module
-from survive.host.loop import DeadlockError, RunawayError, virtual_run
+from survive.host.loop import DeadlockError, RunawayError, VirtualLoop, virtual_run
 
 
 def test_an_hour_passes_exactly_and_at_once() -> None:
@@ -148,3 +149,28 @@ def test_a_signal_still_reaches_the_loop() -> None:
         return turns
 
     assert 0 < virtual_run(main()) < 1000
+
+
+def test_cancelled_timers_do_not_pile_up() -> None:
+    loop = VirtualLoop()
+    loop.call_later(1.0, loop.stop)
+    for number in range(1000):
+        loop.call_later(1000.0 + number, print).cancel()
+    loop.run_forever()
+    kept = len(loop._scheduled)
+    loop.close()
+    assert kept <= 100
+
+
+def test_a_call_that_raises_is_reported_and_the_loop_goes_on() -> None:
+    loop = VirtualLoop()
+    reported: list[Any] = []
+    loop.set_exception_handler(lambda _, context: reported.append(context["exception"]))
+    loop.call_soon(int, "no number")
+    cancelled = loop.call_soon(int, "nor this")
+    cancelled.cancel()
+    loop.call_later(0.5, loop.stop)
+    loop.run_forever()
+    loop.close()
+    assert cancelled.cancelled()
+    assert [type(error) for error in reported] == [ValueError]
