@@ -179,6 +179,62 @@ def _handler(routes: Routes, scope: Scope) -> Handler:
     return handler
 
 
+class Patience:
+    """``async with Patience(between_s, until_s) as patience:`` bounds each wait, and all of them.
+
+    A wait lies between ``patience.wait()`` and ``patience.over()``, or else counts only by the
+    loop time ``until_s``. TimeoutError, as asyncio.timeout; yet one timer for a whole stream.
+    """
+
+    __slots__ = ("_between_s", "_cancelling", "_expired", "_loop", "_since_s", "_task", "_timer",
+                 "_until_s")  # fmt: skip
+
+    def __init__(self, between_s: float, until_s: float) -> None:
+        self._between_s = between_s
+        self._until_s = until_s
+        self._expired = False
+        self._since_s: float | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def wait(self) -> None:
+        """A wait begins."""
+        self._since_s = self._loop.time()
+
+    def over(self) -> None:
+        """It has ended."""
+        self._since_s = None
+
+    async def __aenter__(self) -> Patience:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._look()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._expired:
+            ours = self._task.uncancel() <= self._cancelling
+            if ours and kind is not None and issubclass(kind, asyncio.CancelledError):
+                raise TimeoutError
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        since_s = now_s if self._since_s is None else self._since_s
+        due_s = min(since_s + self._between_s, self._until_s)
+        if due_s > now_s:
+            self._timer = self._loop.call_at(due_s, self._look)
+        else:
+            self._expired = True
+            self._timer = None
+            self._task.cancel()
+
+
 class until_client_leaves:  # noqa: N801 - used like asyncio.timeout
     """``async with until_client_leaves(receive) as watch:`` ends its block when the client goes.
 

@@ -16,7 +16,7 @@ from survive.clock import sleep_us
 from survive.contracts import Call, ServiceContext
 from survive.transport import REPLICA_HEADER, Broken, CallFailedError, Request, Response
 
-from .asgi import Exchange, RawHeaders, RefusalError, until_client_leaves
+from .asgi import Exchange, Patience, RawHeaders, RefusalError, until_client_leaves
 from .guard import Guard
 from .relay import FORGED, MAX_RESUMES, RESUME_HEADER, Relay
 from .retries import RetryBudget
@@ -236,7 +236,8 @@ class Forwarder:
         data: bytes | None = answer.first
         try:
             left_s = (errand.until_us - self._clock.now_us()) / 1e6
-            async with asyncio.timeout(left_s):
+            until_s = asyncio.get_running_loop().time() + left_s
+            async with Patience(self._limits.between_s, until_s) as patience:
                 while data is not None:
                     if relay is not None:
                         data = relay.feed(data)
@@ -244,8 +245,9 @@ class Forwarder:
                         await exchange.chunk(data)
                     if relay is not None and relay.cut:
                         return None
-                    async with asyncio.timeout(self._limits.between_s):
-                        data = await anext(answer.chunks, None)
+                    patience.wait()
+                    data = await anext(answer.chunks, None)
+                    patience.over()
         except (CallFailedError, TimeoutError) as error:
             if relay is None or not relay.done:
                 return error.how if isinstance(error, CallFailedError) else Broken.TIMEOUT
