@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 
+from survive.address import HTTPS
 from survive.catalog import Catalog, nearest
 from survive.contracts import Fault, Needs
 from survive.errors import SurviveError
@@ -213,8 +214,12 @@ def _check_links(check: Check, path: Loc, model: FaultModel) -> None:
 
 def _check_readable(check: Check, path: Loc, model: FaultModel, link: str) -> None:
     """What acts on HTTP needs to read it."""
-    known = check.spec.links.get(link)
-    if model.kind.startswith("protocol.") and known is not None and known.tls:
+    spec = check.spec
+    known, entry = spec.links.get(link), spec.services.get(spec.entry)
+    secure = known.tls if known is not None else False
+    if link == spec.entry_link and entry is not None:
+        secure = entry.url.startswith(HTTPS)
+    if model.kind.startswith("protocol.") and secure:
         check.wrong(
             (*path, "link"),
             f"{link} is TLS: no proxy reads what goes through it, so {model.kind} cannot act",

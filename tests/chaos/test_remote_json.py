@@ -35,6 +35,7 @@ SPEC = TargetSpec(
             metrics="/metrics",
             audit_file="a",
             restart_after_us=5,
+            ca="ca.pem",
             env={"A": "${B}"},
         ),
         "own": Service("own", run=("prog", "{port}"), replicas=3, standby=1, gpu="simulated"),
