@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from shortrun import SHORT
 
 from survive.catalog import Catalog
 
@@ -135,7 +136,9 @@ def test_validate_loads_no_more_than_yaml_models_and_arrays():
     assert took("-m", "survive", "validate", QUICKSTART) < 4 * least
 
 
-@pytest.mark.parametrize("arguments", [["validate", QUICKSTART], ["run", QUICKSTART, "--virtual"]])
+@pytest.mark.parametrize(
+    "arguments", [["validate", QUICKSTART], ["run", QUICKSTART, "--virtual", *SHORT]]
+)
 def test_survive_itself_never_loads_locust_or_gevent(tmp_path, arguments):
     program = (
         "import sys; from survive.cli import main\n"

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from shortrun import SHORT
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "scenarios" / "quickstart.survive.yaml"
@@ -114,7 +115,7 @@ def test_reports_are_rendered_from_the_record_alone(moved, tmp_path):
 
 
 def test_run_as_json_prints_the_verdict_and_nothing_else(tmp_path):
-    done = survive("run", QUICKSTART, "--virtual", "--out", tmp_path, "--format", "json")
+    done = survive("run", QUICKSTART, "--virtual", "--out", tmp_path, "--format", "json", *SHORT)
     folder = next((tmp_path / "quickstart").glob("2*"))
     assert json.loads(done.stdout) == json.loads((folder / "verdict.json").read_text())
     assert (tmp_path / "quickstart" / "latest").resolve() == folder.resolve()
@@ -175,7 +176,8 @@ def test_a_report_that_cannot_be_written_is_a_wrong_command_line(moved):
 def test_who_watches_a_run_does_not_end_it(tmp_path):
     """The reader of stderr leaves after the first line: `survive run ... 2>&1 | head -1`."""
     with subprocess.Popen(
-        [sys.executable, "-m", "survive", "run", str(QUICKSTART), "--virtual", "--out", tmp_path],
+        [*(sys.executable, "-m", "survive", "run", str(QUICKSTART)),
+         *("--virtual", "--out", tmp_path, *SHORT)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as running:  # fmt: skip
         running.stderr.readline()
@@ -186,7 +188,8 @@ def test_who_watches_a_run_does_not_end_it(tmp_path):
 
 def test_what_the_command_line_asked_of_the_judge_is_asked_again(tmp_path):
     asked = ["--require-grade", "induced", "--inconclusive", "fail"]
-    done = survive("run", QUICKSTART, "--virtual", "--out", tmp_path, "--format", "json", *asked)
+    flags = ["--virtual", "--out", tmp_path, "--format", "json", *SHORT]
+    done = survive("run", QUICKSTART, *flags, *asked)
     folder = next((tmp_path / "quickstart").glob("2*"))
     assert done.returncode == 1, done.stderr
     assert json.loads(done.stdout)["verdict"] == "inconclusive"
