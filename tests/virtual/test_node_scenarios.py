@@ -20,7 +20,7 @@ def played(name, out, *, sets=()):
 
 
 @pytest.mark.parametrize(("name", "kinds"), [
-    ("node-loss", ["node.kill", "node.pause", "node.down"]),
+    ("node-loss", ["node.kill", "node.pause", "node.down", "node.kill"]),
     ("rolling-restart", ["node.rolling_restart"]),
 ])  # fmt: skip
 def test_the_healthy_stack_survives(name, kinds, tmp_path):
