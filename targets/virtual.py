@@ -24,6 +24,7 @@ from survive.contracts import (
 from survive.errors import RefusedError
 from survive.host.driver import DriverContext, TargetUnhealthyError
 from survive.host.listener import Listener
+from survive.host.loop import VirtualClock, VirtualLoop
 from survive.host.memory import MemoryNetwork, MemoryTransport, Node
 from survive.scenario.model import Service
 from survive.tls import secured
@@ -321,7 +322,7 @@ class Driver:
     def _make(self, replica: _Replica, node: Node) -> AsgiApp:
         return replica.make(
             ServiceContext(
-                clock=LoopClock(0.0),  # its own: the run's origin is none of its business
+                clock=_own_clock(),  # the run's origin is none of its business
                 random=seeded(self._context.seed, replica.name),
                 env=replica.env,
                 call=self._transport.call,
@@ -358,6 +359,11 @@ class Driver:
             tls=self._tls(replica),
             **wiring.stand_in_spec(replica.service, self._context.token),
         )
+
+
+def _own_clock() -> Clock:
+    loop = asyncio.get_running_loop()
+    return VirtualClock(loop, 0.0) if isinstance(loop, VirtualLoop) else LoopClock(0.0)
 
 
 def _make_app(folder: Path, service: Service) -> MakeApp:
