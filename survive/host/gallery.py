@@ -17,14 +17,13 @@ END = "<!-- scenarios: to here -->"
 _BREAK = "<br>"
 
 
-def readme(root: Path) -> str:
-    """README.md as it should be. Raises ValueError if it has lost its markers."""
-    text = (root / "README.md").read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
+def with_table(page: str, rows: str) -> str:
+    """A page with the table between its markers. Raises ValueError if it has lost them."""
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError("README.md has no markers of the table of scenarios")
-    return f"{before}{BEGIN}\n\n{table(scenarios(root), root)}\n\n{END}{after}"
+        raise ValueError("the page has no markers of the table of scenarios")
+    return f"{before}{BEGIN}\n\n{rows}\n\n{END}{after}"
 
 
 def scenarios(root: Path) -> list[Scenario]:

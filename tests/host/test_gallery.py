@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
-from survive.host.gallery import BEGIN, END, readme, scenarios, table
+from survive.host.gallery import BEGIN, END, scenarios, table, with_table
+from survive.scenario.model import Scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,26 +39,34 @@ CLAIMS = {
 }
 
 
-def test_writing_the_table_twice_changes_nothing(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "scenarios", tmp_path / "scenarios")
-    (tmp_path / "README.md").write_text(readme(ROOT), encoding="utf-8")
-    assert readme(tmp_path) == readme(ROOT)
+@pytest.fixture(scope="module")
+def found() -> list[Scenario]:
+    return scenarios(ROOT)
 
 
-def test_nothing_is_claimed_by_the_way() -> None:
-    found = {claim for scenario in scenarios(ROOT) for claim in scenario.claims}
-    assert found and found <= CLAIMS
+def test_the_committed_table_is_current(found: list[Scenario]) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == with_table(text, table(found, ROOT)), "run: make docs"
 
 
-def test_a_row_says_what_is_claimed_broken_measured_and_found() -> None:
-    quickstart = next(s for s in scenarios(ROOT) if s.name == "quickstart")
+def test_every_claim_is_measured_and_nothing_is_claimed_by_the_way(found: list[Scenario]) -> None:
+    assert {claim for scenario in found for claim in scenario.claims} == CLAIMS
+
+
+def test_a_row_says_what_is_claimed_broken_measured_and_found(found: list[Scenario]) -> None:
+    quickstart = next(s for s in found if s.name == "quickstart")
     row = table([quickstart], ROOT).splitlines()[2].replace("\N{NO-BREAK SPACE}", " ")
     assert row.startswith("| [quickstart](scenarios/quickstart.survive.yaml) | ")
     assert "400M → 6B requests a day" in row and "`gpu.lost`<br>`network.latency`" in row
     assert "success ≥ 90%" in row and row.endswith("| `no_health_checks` |")
 
 
-def test_a_readme_without_its_markers_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(f"{END}\n{BEGIN}\n", encoding="utf-8")
+def test_a_table_is_replaced_and_the_rest_stays() -> None:
+    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert with_table(page, "new") == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
+    assert with_table(with_table(page, "new"), "new") == with_table(page, "new")
+
+
+def test_a_page_without_its_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="no markers"):
-        readme(tmp_path)
+        with_table(f"{END}\n{BEGIN}\n", "")
