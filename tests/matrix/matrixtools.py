@@ -35,6 +35,7 @@ ENDS_WITHIN_S = 20.0
 
 # Kinds that need another place, or settings, than their class data tells.
 PLACES: dict[str, dict[str, object]] = {
+    "dependency.expired_certificate": {"service": "retrieval"},  # the one with a certificate
     "gpu.vram_pressure": {"with": {"share": "80%"}},
     "network.bandwidth": {"with": {"kb_per_s": 2}},
     "network.flapping": {"with": {"every": "500ms", "down": "200ms"}},
@@ -46,6 +47,7 @@ PLACES: dict[str, dict[str, object]] = {
 USUAL = frozenset({"network.latency", "node.pause", "gpu.lost", "protocol.stall"})
 # Families whose kinds act on what only the reference stack has.
 REFERENCE = frozenset({"gpu", "protocol", "dependency", "observability"})
+CERTIFIED = frozenset({"dependency.expired_certificate"})  # kinds that need a link with TLS
 # Not a matter of the matrix: containers, other people's code, a real GPU, and what needs a target
 # made for it (a small disk of its own, a libfaketime to preload).
 ELSEWHERE = frozenset(
@@ -203,6 +205,7 @@ def _target(fault: Fault, folder: Path) -> str:
     targets.mkdir()
     if _uses_reference(fault):
         target = yaml.safe_load((ROOT / "targets" / "reference.yaml").read_text())
+        target["links"]["gateway -> retrieval"]["tls"] = fault.kind in CERTIFIED
         (targets / "stack").symlink_to(ROOT / "targets" / "reference")
     else:
         server = folder / "server.py"
