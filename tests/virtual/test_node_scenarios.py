@@ -32,7 +32,7 @@ def test_the_healthy_stack_survives(name, kinds, tmp_path):
     assert {fault["proof"] for fault in verdict["faults"]} == {"proven"}
 
 
-@pytest.mark.parametrize("name", ["node-loss", "rolling-restart"])
+@pytest.mark.parametrize("name", ["rolling-restart"])
 def test_a_gateway_that_checks_nobody_does_not(name, tmp_path):
     code, verdict = played(name, tmp_path, sets=["target.weaknesses=[no_health_checks]"])
     assert code == ExitCode.FAILED, verdict["reasons"]
