@@ -38,9 +38,10 @@ def scale_up(
     """
     injects = [f.inject_us for f in windows.plan.faults if f.inject_us > phase.start_us]
     span = (phase.start_us, min([phase.end_us, *injects]))
-    moment = first_holding(steady, windows, objective.during, span, objective.stable_for_us)
+    calm = f"calm:{phase.name}"
+    moment = first_holding(steady, windows, calm, span, objective.stable_for_us)
     until_us = span[1] if moment.certain_us is None else moment.certain_us
-    n, bad = _until(steady, windows, objective.during, until_us)
+    n, bad = _until(steady, windows, calm, until_us)
     way = ", ".join(_way(phase, told))
     lost = f"{bad:,} of {n:,} requests were bad meanwhile"
     return ScaledUp(

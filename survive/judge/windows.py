@@ -131,6 +131,8 @@ class Windows:
             found = self._steady[slices] & (crossed < 0)
         elif kind == "phase" and name in (names := [p.name for p in self.plan.phases]):
             found = self.phase[slices] == names.index(name)
+        elif kind == "calm":  # of a phase, what met no inject
+            found = self.mask(f"phase:{name}", slices, crossed) & (crossed < 0)
         if found is None:
             raise RecordError(f"the plan of this run has no window {window!r}")
         return found

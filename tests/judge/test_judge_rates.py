@@ -166,6 +166,20 @@ def test_a_step_that_is_never_absorbed_fails(tmp_path):
     assert (cell.verdict, cell.observed) == (Word.FAILED, "inf")
 
 
+def test_what_the_next_fault_breaks_in_flight_is_no_failure_to_scale(tmp_path):
+    phases = (phase("low", 0, 10, 40), phase("peak", 10, 60, 80))
+    up = Objective("up", Metric.SCALE_UP, 5 * S, during="phase:peak", stable_for_us=4 * S)
+    base = scenario(phases=phases, objectives=(ANSWERS, up, BACK))
+    inject_us = base.faults["outage"].at_us
+
+    def fate(t_us, kind):
+        crosses = inject_us - S <= t_us < inject_us
+        return Fate(Outcome.FAILED, after=S + 200 * MS, why="reset") if crosses else Fate()
+
+    cell = judged(base, tmp_path, fate)[1]["up", "phase:peak"]
+    assert (cell.verdict, cell.bad) == (Word.SURVIVED, 0)
+
+
 # ------------------------------------------------------------------- clusters (law 6)
 
 
