@@ -42,7 +42,11 @@ def ended(folder: Path) -> dict[str, Any]:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "names",
-    [("quickstart", "zero-trust"), ("tenant-isolation", "prompt-injection"), ("audit-trail", "observability-blackout")],
+    [
+        ("quickstart", "zero-trust"),
+        ("tenant-isolation", "prompt-injection"),
+        ("audit-trail", "observability-blackout"),
+    ],
 )
 def test_headlines_survive_for_real_in_twenty_seconds(
     names: tuple[str, ...], tmp_path: Path
