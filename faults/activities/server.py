@@ -25,14 +25,17 @@ _LONGEST = 1 << 20
 _SAID = 500  # characters of an output that evidence shows
 
 
-def serve(control: socket.socket) -> None:
-    """Until ``control`` ends."""
+def serve(control: socket.socket, stop_fd: int) -> None:
+    """Until ``control`` ends, or ``stop_fd`` is readable."""
     waiting = selectors.DefaultSelector()
     waiting.register(control, selectors.EVENT_READ)
+    waiting.register(stop_fd, selectors.EVENT_READ)
     jobs: dict[int, tuple[int, socket.socket]] = {}  # pidfd → pid, asker
     try:
         while True:
             for key, _ in waiting.select():
+                if key.fileobj == stop_fd:
+                    return
                 if key.fileobj is control:
                     packet, fds, _, _ = socket.recv_fds(control, _LONGEST, 1)
                     if not packet:
@@ -192,10 +195,6 @@ def _die_with_parent(number: signal.Signals, parent: int) -> None:
         os._exit(1)
 
 
-def _stop(number: int, frame: object) -> None:
-    raise SystemExit(0)  # past the loop, whose end kills what runs
-
-
 def main(control_fd: int, parent: int) -> None:
     """See the module."""
     _die_with_parent(signal.SIGTERM, parent)
@@ -206,8 +205,11 @@ def main(control_fd: int, parent: int) -> None:
     assert chaoslib.activity and chaoslib.hypothesis
     logging.getLogger("logzero_default").setLevel(logging.CRITICAL)
     logging.getLogger("chaostoolkit").setLevel(logging.CRITICAL)
-    signal.signal(signal.SIGTERM, _stop)
-    serve(socket.socket(fileno=control_fd))
+    # The parent's death is heard twice, by its socket and by a signal. A handler that raised could
+    # strike while activities are being killed, and leave one: so it only wakes the loop.
+    stop_fd, wake_fd = os.pipe()
+    signal.signal(signal.SIGTERM, lambda *_: os.write(wake_fd, b"."))
+    serve(socket.socket(fileno=control_fd), stop_fd)
 
 
 if __name__ == "__main__":

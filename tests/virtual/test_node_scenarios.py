@@ -21,7 +21,7 @@ def played(name, out, *, sets=()):
 
 @pytest.mark.parametrize(("name", "kinds"), [
     ("node-loss", ["node.kill", "node.pause", "node.down", "node.kill"]),
-    ("rolling-restart", ["node.rolling_restart"]),
+    ("rolling-restart", ["network.down", "node.rolling_restart"]),
 ])  # fmt: skip
 def test_the_healthy_stack_survives(name, kinds, tmp_path):
     code, verdict = played(name, tmp_path)
