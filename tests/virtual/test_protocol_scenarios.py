@@ -49,5 +49,5 @@ def test_a_stream_that_breaks_off_for_all_is_a_failure_though_its_status_is_200(
         "--set", "faults.broken-off.with={after: 4, clean: true}")  # fmt: skip
     assert code == 1, output
     [cell] = [o for o in verdict["objectives"] if o["name"] == "breaks-are-mended"]
-    # All but those that were past their fourth event at inject, or begun just before heal.
-    assert cell["verdict"] == "failed" and cell["bad"] >= 0.85 * cell["n"]
+    # The gateway has others go on with some, as far as its budget for that goes.
+    assert cell["verdict"] == "failed" and cell["bad"] >= 0.5 * cell["n"]
