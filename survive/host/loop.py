@@ -110,8 +110,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.now_s
 
     def jump(self, by_s: float) -> None:
-        """Let time pass. Raises RunawayError at the limit."""
-        self._now_ns += round(by_s * 1e9)
+        """Let time pass: a nanosecond at least, or who waits for less would wait for ever.
+
+        Raises RunawayError at the limit.
+        """
+        self._now_ns += max(1, round(by_s * 1e9))
         self.now_s = self._now_ns / 1e9
         if self._now_ns > self._limit_ns:
             raise RunawayError(

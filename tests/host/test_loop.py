@@ -34,6 +34,31 @@ def test_microseconds_never_drift() -> None:
     assert virtual_run(main()) == 69_993
 
 
+@pytest.mark.parametrize("wanted_s", [1.0, 0.1 + 0.2, 1 / 3, 1.0 + 3e-10, 2.0 - 4e-10])
+def test_who_asks_again_until_its_moment_has_come_is_let_go(wanted_s: float) -> None:
+    """A moment between two nanoseconds: time must not stand still just before it."""
+
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        come = asyncio.Event()
+        looks = 0
+
+        def look() -> None:
+            nonlocal looks
+            looks += 1
+            assert looks < 10
+            if wanted_s > loop.time():
+                loop.call_at(wanted_s, look)
+            else:
+                come.set()
+
+        look()
+        await come.wait()
+        return round(loop.time() * 1e6)
+
+    assert virtual_run(main()) == round(wanted_s * 1e6)
+
+
 async def _trace(seed: int) -> list[tuple[int, int]]:
     clock = LoopClock(0.0)
     seen: list[tuple[int, int]] = []
