@@ -57,8 +57,9 @@ def lives(plan: Plan, events: Iterable[Event]) -> tuple[Life, ...]:
     told = list(events)
     ended = [event for event in told if event.name == EventName.RUN_ENDED]
     remains = _remains(ended)
+    whole = any(event.text("ended") == "complete" for event in ended)
     return tuple(
-        _life(window, [e for e in told if e.text("fault") == window.fault], remains)
+        _life(window, [e for e in told if e.text("fault") == window.fault], remains, whole=whole)
         for window in plan.faults
     )
 
@@ -81,7 +82,9 @@ def _remains(ended: Sequence[Event]) -> dict[str, list[str]]:
     return found
 
 
-def _life(window: FaultWindow, events: list[Event], remains: dict[str, list[str]]) -> Life:
+def _life(
+    window: FaultWindow, events: list[Event], remains: dict[str, list[str]], *, whole: bool
+) -> Life:
     injected = _of(events, EventName.FAULT_INJECTED)
     healed = _of(events, EventName.FAULT_HEALED)
     proofs = _of(events, EventName.HEAL_PROVEN)
@@ -89,6 +92,8 @@ def _life(window: FaultWindow, events: list[Event], remains: dict[str, list[str]
     looks = {i: [e for e in _of(events, EventName.FAULT_OBSERVED) if e.text("injection") == i]
              for i in ids}  # fmt: skip
     problem, outside = _proof(window, injected, healed, looks)
+    if whole and not problem:  # of a run that was stopped, everything was healed early
+        problem = _too_early(window, healed)
     heal_problem = _heal_proof(window, ids, injected, proofs, looks, remains)
     active = [e for e in outside if e.text("active") == "yes"]
     return Life(
@@ -100,7 +105,9 @@ def _life(window: FaultWindow, events: list[Event], remains: dict[str, list[str]
         healed_us=_healed_us(ids, injected, healed),
         heal_proven_us=max((e.t_us for e in proofs), default=None) if not heal_problem else None,
         heal_proof=heal_problem or (PROVEN if window.held else ONE_SHOT),
-        heal_owed=window.held and bool(injected) and bool(heal_problem),
+        heal_owed=window.held
+        and bool(heal_problem)
+        and (bool(injected) or window.fault in remains),
         by_hand=_by_hand(window.fault, proofs, remains),
         hit=", ".join(dict.fromkeys(e.text("target") for e in injected if e.text("target"))),
     )
@@ -197,6 +204,13 @@ def _too_late(window: FaultWindow, ended_us: int) -> str:
     return f"it was in place {late_us / SECOND:.1f} s late, of the {span_us / SECOND:g} s planned"
 
 
+def _too_early(window: FaultWindow, healed: list[Event]) -> str:
+    """A window that goes on when its fault is gone says nothing of the fault."""
+    began = [event.integer("began_us") for event in healed] if window.held else []
+    early_us = window.heal_us - min(began, default=window.heal_us)
+    return f"it was healed {early_us / SECOND:.1f} s early" if early_us > GUARD_US else ""
+
+
 def _held_proof(during: list[Event], start_us: int, until_us: int) -> str:
     if not during:
         return "nobody looked while it was planned on"
@@ -225,7 +239,9 @@ def _heal_proof(
     if not window.held:
         return ""
     if not injected:
-        return "it was never injected"
+        # An agent that died in the middle of it left a line in its ledger, and no event.
+        begun = "; it may have been half done" if window.fault in remains else ""
+        return f"it was never injected{begun}"
     for injection in ids:
         mine = [event for event in proofs if event.text("injection") == injection]
         if problem := _one_heal(mine, looks[injection]):

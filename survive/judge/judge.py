@@ -23,7 +23,7 @@ from survive.judge.exits import Facts, exit_as_asked, exit_code, word_of
 from survive.judge.faults import ONE_SHOT, PROVEN, Life, lives
 from survive.judge.grades import asked_of, fault_grades, lowest, ungraded
 from survive.judge.hysteresis import loop_of
-from survive.judge.load import conservation, guilt, load_report
+from survive.judge.load import conservation, guilt, load_report, undelivered
 from survive.judge.metrics import Tally, allowed_share
 from survive.judge.probed import missing, seen
 from survive.judge.rates import amplification, counted
@@ -432,6 +432,7 @@ class _Judgement:
             gaps=(
                 *(f"{x.window.fault} was not proven active: {x.proof}" for x in unproven),
                 *(["the run was stopped"] if ended.text("ended") == "stopped" else []),
+                *(undelivered(self._table) if ended.text("ended") == "complete" else ()),
                 *(_undecided(cell) for cell in cells if cell.verdict is Word.INCONCLUSIVE),
             ),
         )
@@ -463,7 +464,8 @@ def _tempered(cell: Cell, why: str) -> Cell:
     """Evidence gaps remove greens and never reds."""
     if cell.verdict is Word.FAILED:
         return replace(cell, why=cell.why or f"although {why}")
-    return replace(cell, verdict=Word.INCONCLUSIVE, why=f"{why}; {cell.why}" if cell.why else why)
+    also = f"; {cell.why}" if cell.why not in {"", why} else ""
+    return replace(cell, verdict=Word.INCONCLUSIVE, why=why + also)
 
 
 def _never(report: FaultReport) -> Number:

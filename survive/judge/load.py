@@ -13,7 +13,7 @@ from survive.judge.verdict import LoadReport, Number, Spread
 from survive.judge.windows import Windows
 from survive.plan.model import Plan
 from survive.record.hdr import highest_of, index_of
-from survive.record.samples import Outcome, Series
+from survive.record.samples import UNDECIDED, Outcome, Series
 from survive.record.table import COLUMN, I64, OUTCOME_CODE, Table
 from survive.transport import Broken
 from survive.units import SECOND
@@ -41,6 +41,7 @@ def conservation(plan: Plan, table: Table, windows: Windows) -> list[str]:
         return np.bincount(cell, weights=values, minlength=length).astype(np.int64)
 
     sent, gone, settled = total([Series.SEND_LAG]), total([*_NOT_SENT]), total([*_SENT])
+    attempts = total([Series.ATTEMPT])
     planned = np.array(plan.planned, dtype=np.int64).reshape(-1)
     wrong = []
     for at in range(length):
@@ -51,7 +52,17 @@ def conservation(plan: Plan, table: Table, windows: Windows) -> list[str]:
             )
         if sent[at] != settled[at]:
             wrong.append(f"{where}: {sent[at]} sent, yet {settled[at]} came to an end")
+        if attempts[at] < sent[at]:
+            wrong.append(f"{where}: {sent[at]} sent in only {attempts[at]} attempts")
     return wrong
+
+
+def undelivered(table: Table) -> Iterator[str]:
+    """Why a run that went to its end delivered less than it planned: no green rests on that."""
+    fates = {str(outcome).replace("_", " "): table.total(outcome) for outcome in UNDECIDED}
+    missing = [f"{n:,} {fate}" for fate, n in fates.items() if n]
+    if missing:
+        yield f"the load was not delivered: requests {', '.join(missing)}"
 
 
 def guilt(plan: Plan, table: Table, windows: Windows) -> list[str]:

@@ -9,7 +9,8 @@ latency        bad = not ok, or over the limit; also service_time
 ttft           the same; an ok stream in which no content ever came is bad, too
 tpot           ok requests with ≥ 2 output tokens and all not ok; bad as for latency
 itl            a request weighs as one: bad = not ok + ok × the share of gaps over the limit,
-               rounded up. Gaps of one stream share its fate and are no independent evidence.
+               rounded up. Gaps of one stream share its fate and are no independent evidence,
+               and ok requests beyond the number of gaps heard are none at all.
 =============  =====================================================================
 
 A value is over the limit if its HDR bucket lies above the limit's own bucket: with three digits a
@@ -203,7 +204,7 @@ class Tally:
             return measured + not_ok, not_ok + over
         if self.metric is Metric.ITL:
             gaps = np.maximum(measured, 1)
-            heard = np.where(measured > 0, ok, 0)
+            heard = np.minimum(measured, ok)
             return heard + not_ok, not_ok - (-(over * heard) // gaps)
         missing = np.maximum(ok - measured, 0)
         return ok + not_ok, not_ok + over + missing

@@ -105,7 +105,9 @@ class Decision:
 
 def significantly_good(bad: float, n: float, allowed: float) -> bool:
     """The one-sided upper bound of the bad share is within what is allowed."""
-    return allowed >= 1 or (n > 0 and allowed > 0 and binomial_cdf(bad, n, allowed) <= ALPHA)
+    if n <= 0 or allowed <= 0:
+        return False
+    return allowed >= 1 or binomial_cdf(bad, n, allowed) <= ALPHA
 
 
 def significantly_bad(bad: float, n: float, allowed: float) -> bool:

@@ -147,3 +147,8 @@ def test_ranks_and_shares_agree():
 def test_large_counts_are_quick_and_sane():
     assert upper_bound(12_345, 10**7) == pytest.approx(0.0012345, rel=0.02)
     assert incomplete_beta(5e6, 5e6, 0.5) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_nothing_measured_is_never_good_however_much_is_allowed():
+    assert decide(0, 0, 1.0, 1.0).word is Word.INCONCLUSIVE
+    assert decide(7, 7, 1.0, 1.0).word is Word.SURVIVED

@@ -214,7 +214,74 @@ def test_unknown_fates_leave_a_cell_at_best_inconclusive(tmp_path, outcome):
     assert {c.verdict for c in verdict.objectives} == {Word.SURVIVED, Word.INCONCLUSIVE}
 
 
+@pytest.mark.parametrize("outcome", [Outcome.LOST, Outcome.UNSENT, Outcome.IN_FLIGHT])
+def test_what_no_objective_counts_must_have_been_delivered_too(tmp_path, outcome):
+    """In a phase that nobody judges, or where only rates are: no green without the whole load."""
+    goodput = Objective("g", Metric.GOODPUT, 30.0, None, ("chat", "search"), "phase:main")
+    phases = (phase("main", 0, 20, 60), phase("after", 20, 24, 60))
+    base = scenario(phases=phases, faults=(), objectives=(goodput,))
+    assert verdict_of(Story(base), tmp_path / "whole").exit_code == 0
+    for where, moment_us in (("inside", 10 * S), ("outside", 22 * S)):
+        one = iter([True])
+
+        def fate(t_us, kind, moment_us=moment_us, one=one):
+            return Fate(outcome) if t_us > moment_us and next(one, False) else Fate()
+
+        verdict = verdict_of(Story(base, fate), tmp_path / where)
+        said = f"the load was not delivered: requests 1 {outcome.replace('_', ' ')}"
+        assert (verdict.exit_code, verdict.reasons) == (3, (said,))
+
+
+def test_requests_cannot_be_sent_in_fewer_attempts_than_there_are(tmp_path):
+    base = scenario(faults=(), objectives=(Objective(
+        "calm", Metric.AMPLIFICATION, 1.5, None, ("chat", "search"), "run"),))  # fmt: skip
+    story = Story(base)
+    sets = story.sets
+    story.sets = lambda plan: [s for s in sets(plan) if s[1].series is not Series.ATTEMPT]
+    verdict = verdict_of(story, tmp_path)
+    assert verdict.exit_code == 3
+    assert "sent in only 0 attempts" in verdict.reasons[0]
+
+
+def test_a_hundred_streams_are_no_evidence_of_gaps_that_few_of_them_had(tmp_path):
+    objective = Objective("i", Metric.ITL, 50 * MS, 0.9, ("chat",), "run")
+    base = scenario(faults=(), objectives=(objective,))
+    story = Story(base, lambda t, k: Fate(gaps=(MS,) if t % 100 == 0 else ()))
+    found = cell(verdict_of(story, tmp_path), "i", "chat")
+    assert found.n == Record.load(tmp_path / "run").table.total(Series.ITL) < 29
+    assert found.verdict is Word.INCONCLUSIVE
+
+
 # ------------------------------------------------------------------------- proofs
+
+
+def healed_early(story, by_us):
+    """What the events of a run say whose faults all ended so much before their time."""
+    events = story._events
+    heal_us = story.plan.faults[0].heal_us
+
+    def moved(t_us, name, fields):
+        after = name in {"fault_healed", "heal_proven"} or fields.get("stage") == "after"
+        if not after:
+            return t_us, name, fields
+        times = {key: fields[key] - by_us for key in ("began_us", "ended_us") if key in fields}
+        return t_us - by_us, name, {**fields, **times}
+
+    story._events = lambda plan: [
+        moved(*event) for event in events(plan)
+        if not (event[2].get("stage") == "during" and event[0] >= heal_us - by_us)
+    ]  # fmt: skip
+    return story
+
+
+def test_a_window_that_outlives_its_fault_is_not_survived(tmp_path):
+    long = without(scenario(), "back")
+    found = verdict_of(healed_early(Story(long), 5 * S), tmp_path / "early")
+    assert found.faults[0].proof == "it was healed 5.0 s early"
+    assert (cell(found, "degrade", "chat").verdict, found.exit_code) == (Word.INCONCLUSIVE, 3)
+    assert verdict_of(healed_early(Story(long), 200 * MS), tmp_path / "guard").exit_code == 0
+    stopped = healed_early(Story(long, ended="stopped", stopped={"by": "signal"}), 5 * S)
+    assert verdict_of(stopped, tmp_path / "stopped").faults[0].proof == "proven"
 
 
 def seen_no_at(t_s):
@@ -308,6 +375,18 @@ def test_a_heal_that_is_not_proven_is_exit_5(tmp_path, change, says):
 def test_the_proof_of_a_heal_is_owed_even_if_inject_failed(tmp_path):
     story = Story(scenario(), inject_error="half done", silent=("heal_proven",))
     assert verdict_of(story, tmp_path).exit_code == 5
+
+
+def test_a_heal_is_owed_of_what_an_agent_died_over(tmp_path):
+    """Its ledger told of it, its events did not: there may be a half done inject."""
+    left = [{"fault": "outage", "by_hand": "tc qdisc del", "why": "the agent died"}]
+    story = Story(
+        scenario(), ended="agent_died", unproven_heals=left,
+        silent=("fault_injected", "fault_healed", "heal_proven"),
+    )  # fmt: skip
+    verdict = verdict_of(story, tmp_path)
+    assert verdict.exit_code == 5
+    assert "half done; by hand: tc qdisc del" in verdict.reasons[0]
 
 
 # ------------------------------------------------------------------------- recovery
