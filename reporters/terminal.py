@@ -19,7 +19,16 @@ from rich.console import Console
 from rich.text import Text
 
 from survive.errors import ExitCode
-from survive.judge.verdict import Cell, FaultReport, LoadReport, Number, Spread, Verdict, Word
+from survive.judge.verdict import (
+    Cell,
+    FaultReport,
+    LoadReport,
+    Number,
+    Spread,
+    Stalls,
+    Verdict,
+    Word,
+)
 from survive.record.rates import mean_rps
 from survive.units import SECOND
 
@@ -381,6 +390,8 @@ class Report:
             yield from self._labelled(
                 "starved", f"in {starved} THE HARNESS WAS THE BOTTLENECK", "bold red"
             )
+        if load.stalls.over_10_ms:
+            yield from self._labelled("stalls", _stood_still(load.stalls))
         cpu = self._cpu()
         if cpu:
             yield from self._labelled("CPU", cpu)
@@ -484,6 +495,16 @@ class _Columns:
         if not self.interval:
             return ""
         return f"  {words.interval(cell.low, cell.high, cell.unit):<{self.interval}}"
+
+
+def _stood_still(stalls: Stalls) -> str:
+    """Turns of the load's loop in which nothing could be sent, and whose doing they were."""
+    text = (
+        f"{words.count(stalls.over_10_ms)} over 10 ms, {words.count(stalls.over_100_ms)} over "
+        f"100 ms, longest {_shown(stalls.longest_ms).strip()}"
+    )
+    others = f"; {words.count(stalls.preempted)} while others had the core" * bool(stalls.preempted)
+    return text + others
 
 
 def _shown(value: Number) -> str:

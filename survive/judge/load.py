@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from survive.judge.verdict import LoadReport, Number, Spread
+from survive.judge.verdict import LoadReport, Number, Spread, Stalls
 from survive.judge.windows import Windows
 from survive.plan.model import Plan
 from survive.record.hdr import highest_of, index_of
@@ -23,6 +23,18 @@ LATE_SHARE = 0.01
 LATE_LEAST = 5  # requests: one hiccup of a quiet phase is no bottleneck
 STARVED_LEAST_S = 2
 STARVED_SHARE = 0.05
+LONG_STALL_US = 100_000
+SOUND_SPAN_US = 500_000  # a rate of less is chance
+
+CLIENT = "client:"  # how the class of a failure begins that was never the target's
+_LACKED = {
+    "no_ports": "no local port was free for a new connection (net.ipv4.ip_local_port_range); a "
+    "closed connection can keep its port for 60 s: widen the range, let the target keep "
+    "connections alive, or send from more machines",
+    "no_fds": "no file descriptor was free for a new connection (ulimit -n)",
+    "no_buffers": "the kernel had no room for a new connection",
+    "no_memory": "this machine has no memory for a new connection",
+}
 
 _SENT = (Outcome.OK, Outcome.FAILED, Outcome.TIMED_OUT, Outcome.ABANDONED, Outcome.IN_FLIGHT)
 _NOT_SENT = (Outcome.EXPIRED, Outcome.UNSENT, Outcome.LOST)
@@ -80,21 +92,20 @@ def _client_errors(table: Table) -> Iterator[str]:
     counts: dict[str, int] = {}
     for *_, name, n in table.why.tolist():
         why = table.why_names[name]
-        if why.startswith("client:"):
-            counts[why] = counts.get(why, 0) + n
-    for why, n in sorted(counts.items()):
-        yield f"the harness could not send {n} requests: {why.removeprefix('client:')}"
+        if why.startswith(CLIENT):
+            what = why.removeprefix(CLIENT)
+            counts[what] = counts.get(what, 0) + n
+    for what, n in sorted(counts.items()):
+        said = f"{what}: {_LACKED[what]}" if what in _LACKED else what
+        yield f"the harness could not send {n} requests: {said}"
 
 
 def _late(plan: Plan, table: Table, windows: Windows) -> Iterator[str]:
-    late: I64 = np.zeros(len(plan.phases), dtype=np.int64)
-    sent = late.copy()
-    for kind in range(len(plan.kinds)):
-        sets = table.block(Series.SEND_LAG, "", kind)
-        phase = windows.phase[windows.first_slice[table.sets[sets][:, 3]]]
-        over = table.sums(sets, table.index[table.entries(sets)] > index_of(LATE_US))
-        sent += _by_phase(phase, table.sums(sets), len(late))
-        late += _by_phase(phase, over, len(late))
+    sent_of, late_of = _sent_and_late(plan, table, len(windows.first_slice))
+    phase_of = windows.phase[windows.first_slice]
+    sent = _added(phase_of, sent_of, len(plan.phases))
+    late = _added(phase_of, late_of, len(plan.phases))
+    aside = _in_time(windows, sent_of, late_of) + _stood_still(stalls(plan, table))
     constant = [p.constant and not p.warm_up for p in plan.phases]
     judged = constant if any(constant) else [not p.warm_up for p in plan.phases]
     for at, phase_plan in enumerate(plan.phases):
@@ -103,12 +114,64 @@ def _late(plan: Plan, table: Table, windows: Windows) -> Iterator[str]:
             yield (
                 f"the harness was the bottleneck: {late[at] / sent[at]:.1%} of requests in "
                 f"{phase_plan.name} were sent more than {LATE_US // 1000} ms late; it sent "
-                f"{sent[at] / span_s:.4g}/s of {sum(plan.planned[at]) / span_s:.4g}/s"
+                f"{sent[at] / span_s:.4g}/s of {sum(plan.planned[at]) / span_s:.4g}/s{aside}"
             )
 
 
-def _by_phase(phase: I64, values: I64, phases: int) -> I64:
-    return np.bincount(phase, weights=values, minlength=phases).astype(np.int64)
+def _sent_and_late(plan: Plan, table: Table, segments: int) -> tuple[I64, I64]:
+    """Of each segment: requests sent, and those of them that were sent late by our own doing."""
+    sent: I64 = np.zeros(segments, dtype=np.int64)
+    late = sent.copy()
+    for kind in range(len(plan.kinds)):
+        sets = table.block(Series.SEND_LAG, "", kind)
+        where = table.sets[sets][:, 3]
+        over = table.sums(sets, table.index[table.entries(sets)] > index_of(LATE_US))
+        sent += _added(where, table.sums(sets), segments)
+        late += _added(where, over, segments)
+    return sent, late
+
+
+def _added(where: I64, values: I64, length: int) -> I64:
+    return np.bincount(where, weights=values, minlength=length).astype(np.int64)
+
+
+def _in_time(windows: Windows, sent: I64, late: I64) -> str:
+    """The rate that would have been possible: the highest of a segment that was sent in time."""
+    ends = np.append(windows.starts[windows.first_slice[1:]], windows.ends[-1])
+    spans_us = ends - windows.starts[windows.first_slice]
+    sound = (sent > 0) & (late <= LATE_SHARE * sent) & (spans_us >= SOUND_SPAN_US)
+    if not sound.any():
+        return "; it kept up in no second"
+    return f"; it kept up with {np.max(sent[sound] * SECOND / spans_us[sound]):.4g}/s"
+
+
+def _stood_still(found: Stalls) -> str:
+    if not found.over_10_ms:
+        return ""
+    by_others = f", {found.preempted} of them while others had its core" if found.preempted else ""
+    return (
+        f"; its loop stood still {found.over_10_ms} times for up to {found.longest_ms:.4g} ms"
+        f"{by_others}"
+    )
+
+
+def stalls(plan: Plan, table: Table) -> Stalls:
+    """Turns of the load's loops that were too long, by everybody's doing."""
+    harness = len(plan.kinds)
+    own, others = (
+        table.dense(sets, np.ones(sets.stop - sets.start, dtype=np.bool_))
+        for series in (Series.STALL, Series.PREEMPTED)
+        for sets in [table.block(series, "", harness)]
+    )
+    lengths = np.flatnonzero(both := own + others)
+    if not len(lengths):
+        return Stalls()
+    return Stalls(
+        over_10_ms=int(both.sum()),
+        over_100_ms=int(both[index_of(LONG_STALL_US) + 1 :].sum()),
+        preempted=int(others.sum()),
+        longest_ms=highest_of(int(lengths[-1])) / 1000,
+    )
 
 
 def starved_seconds(plan: Plan, table: Table) -> I64:
@@ -168,6 +231,7 @@ def load_report(plan: Plan, table: Table, windows: Windows) -> LoadReport:
         lane_wait_ms=_spread(plan, table, Series.LANE_WAIT),
         send_lag_ms=_spread(plan, table, Series.SEND_LAG),
         starved_s=len(starved_seconds(plan, table)),
+        stalls=stalls(plan, table),
     )
 
 

@@ -143,6 +143,16 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
+class Stalls:
+    """Turns of the load's loop over 10 ms; ``preempted``: those while others had the core."""
+
+    over_10_ms: int = 0
+    over_100_ms: int = 0
+    preempted: int = 0
+    longest_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class LoadReport:
     """Conservation and the harness's own health, whole run."""
 
@@ -162,6 +172,7 @@ class LoadReport:
     lane_wait_ms: Spread
     send_lag_ms: Spread
     starved_s: int  # seconds in which the harness was the bottleneck
+    stalls: Stalls = Stalls()
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,13 @@ class Filing:
         if waited is not None:
             self.add(Key(where, HARNESS, -1, Series.STARVED), (waited,))
 
+    def stalled(self, second_us: int, own_us: Sequence[int], others_us: Sequence[int]) -> None:
+        """Stalls of this worker's loop in that second; ``others_us``: while others had the core."""
+        where = self.slice_of(second_us)
+        for series, lengths in ((Series.STALL, own_us), (Series.PREEMPTED, others_us)):
+            if lengths:
+                self.add(Key(where, HARNESS, -1, series), lengths)
+
     def unsent(self, block: _Waiting, now_us: int) -> None:
         """The run was stopped: what waits is unsent, or expired if its deadline has passed."""
         for number, intended in enumerate(block.intended):

@@ -29,6 +29,7 @@ from survive.load.core import Cursor, Exchange, Filing, Job, LanePool, rules
 from survive.load.http1 import AnswerReader, NotHttpError, encode
 from survive.load.leases import LEASE_US
 from survive.load.secure import Secure
+from survive.load.stalls import STALL_NS, Stalls
 from survive.load.stripes import Ownership, Striped, Table
 from survive.load.tcp import lain_us
 from survive.load.template import CompiledKind
@@ -42,6 +43,7 @@ NO_END_US = 1 << 62
 SPIN_US = 60  # idle spin before an arrival: p50 of the lag falls from 17 to 5 us
 SWEEP_S = 0.05  # how often deadlines are looked at
 BLOCKED_NS = 20_000  # a shorter poll found something ready: it was no idling
+SWEEP_NS = round(SWEEP_S * 1e9)  # so no poll should last longer
 # Below 5 % a second counts as never idle: single waits happen in a saturated loop too.
 IDLE_FLOOR_US = 50_000
 STALE_GRACE_US = 5_000  # beyond two connect times a close is no crossing of an idle close
@@ -91,7 +93,8 @@ class Engine:
         self._alarm = Alarm()
         self._armed: int | None = None
         self._second = 0
-        self._waited = self._idle_ns = self._blocked_at_ns = 0
+        self._waited = self._idle_ns = self._blocked_at_ns = self._awake_ns = 0
+        self._stalls = Stalls()
         self._switches = 0  # voluntary ones of this thread, at the last idle poll
         self._counted = False  # this turn's poll is in _idle_ns already
         self._running = False
@@ -107,6 +110,7 @@ class Engine:
         """Begin; t = 0 of the run is that moment of CLOCK_MONOTONIC, in µs."""
         self._origin_ns = origin_us * 1000
         self._running = True
+        self._awake_ns = time.monotonic_ns()
         self._watch_alarm.start(self._guarded(self._alarmed))
         self._sweep.start(self._guarded(self._swept))
         self._prepare.start(self._before_block)
@@ -209,6 +213,8 @@ class Engine:
 
     def _swept(self) -> None:
         now = self.now_us()
+        if time.monotonic_ns() - self._awake_ns < STALL_NS:
+            self._stalls.look()
         for lane in list(self._lanes):
             exchange = lane.exchange
             if exchange is not None and now >= exchange.deadline_us:
@@ -222,6 +228,7 @@ class Engine:
         idle_us = min(self._idle_ns // 1000, now_us - self._second * SECOND)
         starved = self._waited > 0 and idle_us < IDLE_FLOOR_US
         self.filing.harness(self._second * SECOND, idle_us, self._waited if starved else None)
+        self.filing.stalled(self._second * SECOND, *self._stalls.take())
         self._waited = self._idle_ns = 0
         self._second = now_us // SECOND
         self._cursor.forget(now_us)
@@ -246,6 +253,7 @@ class Engine:
     def _end(self) -> None:
         self._running = False
         self._quiet()
+        self.filing.stalled(self._second * SECOND, *self._stalls.take())
         self._report(self.filing.cut(self.now_us(), done=True))
         self.finished.set()
 
@@ -254,14 +262,19 @@ class Engine:
             watcher.stop()
 
     def _before_block(self) -> None:
-        self._blocked_at_ns = time.monotonic_ns()
+        self._blocked_at_ns = now = time.monotonic_ns()
+        if now - self._awake_ns > STALL_NS:
+            self._stalls.seen(now - self._awake_ns)
 
     def _after_block(self) -> None:
         """A poll was idle time if it was long and really gave up the processor: one that a
         neighbour's process interrupted was long too, and yet something was ready all the time."""
-        span = time.monotonic_ns() - self._blocked_at_ns
+        self._awake_ns = now = time.monotonic_ns()
+        span = now - self._blocked_at_ns
         self._counted = False
         if span >= BLOCKED_NS:
+            if span > SWEEP_NS + STALL_NS:
+                self._stalls.seen(span - SWEEP_NS)
             switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
             if switches != self._switches:
                 self._switches = switches

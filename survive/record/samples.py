@@ -18,6 +18,8 @@ tokens         ok streamed request                             output tokens    
 idle           second of a load worker                         µs its loop was idle    ""
 starved        second in which lanes were waited for while     requests that waited    ""
                the loop was never idle (kind = "harness")
+stall          turn of a load worker's loop over 10 ms         its length              ""
+preempted      the same, when others had the core meanwhile    its length              ""
 =============  ==============================================  ======================  =========
 
 ``expired``, ``unsent``, ``lost`` and ``in_flight`` have a latency sample too (age when settled),
@@ -65,6 +67,8 @@ class Series(StrEnum):
     TOKENS = "tokens"
     IDLE = "idle"
     STARVED = "starved"
+    STALL = "stall"
+    PREEMPTED = "preempted"
 
 
 class Key(NamedTuple):

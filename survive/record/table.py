@@ -225,6 +225,7 @@ class Table:
             else values.astype(np.int64)
             for name, values in data.items()
         }
+        wide["row_counts"] = _as_wide_as_now(wide["row_counts"])
         return cls(**wide), seals
 
     @classmethod
@@ -241,6 +242,12 @@ class Table:
             except ValueError as error:
                 raise RecordError(f"{path}: tag {tag!r} is not of this plan: {error}") from error
         return builder.finish()
+
+
+def _as_wide_as_now(row_counts: I64) -> I64:
+    """Columns are only ever added at the end; an older table counted none of those."""
+    missing = len(COLUMN) - row_counts.shape[1]
+    return np.pad(row_counts, ((0, 0), (0, max(0, missing))))
 
 
 def _narrow(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -531,6 +532,28 @@ def test_a_late_harness_takes_back_even_a_red(tmp_path):
     assert any(c.verdict is Word.FAILED for c in verdict.objectives)
 
 
+def test_guilt_by_lateness_tells_the_rate_that_was_kept_up_with(tmp_path):
+    phases = (phase("calm", 0, 20, 30), phase("busy", 20, 50, 90))
+    stalls = ((25 * S, Series.STALL, 40 * MS), (26 * S, Series.PREEMPTED, 250 * MS))
+    story = Story(
+        scenario(phases), lambda t, k: Fate(lag=15 * MS if t >= 20 * S else 50), harness=stalls
+    )
+    verdict = verdict_of(story, tmp_path)
+    assert verdict.exit_code == 3
+    told = re.search(r"it kept up with ([\d.]+)/s; its loop", verdict.reasons[0])
+    assert told and 30 <= float(told[1]) <= 50  # the fullest second of the calm phase
+    assert "stood still 2 times for up to 250" in verdict.reasons[0]
+    assert "1 of them while others had its core" in verdict.reasons[0]
+    found = verdict.load.stalls
+    assert (found.over_10_ms, found.over_100_ms, found.preempted) == (2, 1, 1)
+    assert found.longest_ms == pytest.approx(250, rel=0.002)
+
+
+def test_a_harness_that_never_kept_up_says_so(tmp_path):
+    story = Story(scenario(), lambda t, k: Fate(lag=15 * MS))
+    assert "it kept up in no second" in verdict_of(story, tmp_path).reasons[0]
+
+
 def test_one_hiccup_is_no_bottleneck(tmp_path):
     story = Story(scenario(), lambda t, k: Fate(lag=50 * MS if 10 * S < t < 10.3 * S else 50))
     assert verdict_of(story, tmp_path).exit_code == 0
@@ -554,6 +577,13 @@ def test_errors_of_our_own_host_are_never_the_targets(tmp_path):
     verdict = verdict_of(Story(scenario(), down(10, 11, why="client:EMFILE")), tmp_path)
     assert verdict.exit_code == 3
     assert "could not send" in verdict.reasons[0] and "EMFILE" in verdict.reasons[0]
+
+
+def test_ports_that_ran_out_are_explained(tmp_path):
+    verdict = verdict_of(Story(scenario(), down(10, 11, why="client:no_ports")), tmp_path)
+    assert verdict.exit_code == 3
+    assert "no local port was free" in verdict.reasons[0]
+    assert "net.ipv4.ip_local_port_range" in verdict.reasons[0]
 
 
 def test_books_that_do_not_balance_are_the_harness_fault(tmp_path):

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -296,6 +297,13 @@ def test_an_empty_or_missing_folder_is_no_record(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(RecordError):
             Record.load(folder)
+
+
+def test_a_table_of_an_older_version_has_fewer_columns_and_is_read(tmp_path):
+    record = Story(scenario()).record(tmp_path / "run")
+    table, file = record.table, tmp_path / "table.npz"
+    replace(table, row_counts=table.row_counts[:, :-2]).save(file, {})
+    assert Table.load(file)[0].same(table)
 
 
 def test_a_log_of_another_plan_is_refused(tmp_path):

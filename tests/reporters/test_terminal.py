@@ -19,7 +19,7 @@ from rich.console import Console
 
 from survive.catalog import Catalog
 from survive.errors import ExitCode
-from survive.judge.verdict import Spread, Word
+from survive.judge.verdict import Spread, Stalls, Word
 from survive.plan.model import FaultWindow
 
 terminal = module("terminal")
@@ -171,6 +171,13 @@ def test_a_sum_that_does_not_hold_is_never_printed_as_one():
 def test_a_starved_harness_says_so():
     report = rendered(verdict=fakes.verdict(load=fakes.load(starved_s=3)))
     assert "in 3 seconds THE HARNESS WAS THE BOTTLENECK" in report
+
+
+def test_a_loop_that_stood_still_says_so():
+    stalls = Stalls(over_10_ms=7, over_100_ms=1, preempted=3, longest_ms=214.0)
+    report = _flat(rendered(verdict=fakes.verdict(load=fakes.load(stalls=stalls))))
+    assert "stalls 7 over 10 ms, 1 over 100 ms, longest 214 ms; 3 while others had" in report
+    assert "stalls" not in rendered()
 
 
 def test_a_virtual_run_says_so():
