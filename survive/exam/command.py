@@ -16,7 +16,7 @@ from rich.console import Console
 from survive.catalog import builtin_root, nearest
 from survive.errors import ExitCode, ScenarioError, UsageError
 from survive.exam.cells import HEALTHY, Cell, Claim, Outcome, Weather, cells_of
-from survive.exam.marks import Report, costs_of, matrix_of, rows_of
+from survive.exam.marks import Report, costs_of, matrix_of, rows_of, unsure_of
 from survive.exam.page import page, show, to_json
 from survive.exam.sitting import Sitting, read
 from survive.exam.store import Store, outcomes
@@ -102,7 +102,10 @@ def _entries(asked: Asked) -> tuple[dict[str, _Entry], dict[str, str]]:
             continue
         if asked.folder is None and not entry.scenario.kills and not asked.scenarios:
             continue  # claims nothing, and is no team's gate
-        found[entry.scenario.name] = entry
+        name = entry.scenario.name
+        if (twin := found.get(name)) is not None:
+            raise UsageError(f"{twin.file.name} and {file.name} are both named {name}")
+        found[name] = entry
     if not found:
         hint = "; ".join(f"{file}: {why}" for file, why in skipped.items())
         raise UsageError(f"no scenario in {folder} can sit the exam", hint=hint)
@@ -184,6 +187,7 @@ def _report(
         seeds=asked.seeds if asked.cells and claims else 1,
         moved=tuple(n for n, e in entries.items() if e.target and asked.target is None),
         finders={} if asked.folder is None else finders(),
+        unsure=unsure_of(found, seeds) if asked.matrix else (),
     )
 
 

@@ -97,6 +97,7 @@ class Report:
     seeds: int = 1
     moved: tuple[str, ...] = ()  # scenarios that sat on another target than their own
     finders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # weakness → of our own
+    unsure: tuple[str, ...] = ()  # of the matrix: scenarios that cannot tell a sound stack alive
 
     @property
     def cpu_s(self) -> float:
@@ -142,7 +143,7 @@ class Report:
         """1 before 3: what was missed is missed however much else is undecided."""
         if self.missed or self.condemned or self.untrue:
             return ExitCode.FAILED
-        return ExitCode.INCONCLUSIVE if self.undecided else ExitCode.SURVIVED
+        return ExitCode.INCONCLUSIVE if self.undecided or self.unsure else ExitCode.SURVIVED
 
 
 def rows_of(
@@ -221,8 +222,7 @@ def matrix_of(
     outcomes: Iterable[Outcome], seeds: Mapping[str, range]
 ) -> dict[tuple[str, str], Mark]:
     """Every weakness under every scenario, on the first seed of each."""
-    first = [o for o in outcomes if o.cell.seed == seeds[o.cell.scenario].start]
-    stormy = [outcome for outcome in first if outcome.cell.weather is Weather.FAULT]
+    stormy = _of_matrix(outcomes, seeds)
     condemned = {
         o.cell.scenario for o in stormy if o.cell.weakness == HEALTHY and o.verdict == "failed"
     }
@@ -231,6 +231,17 @@ def matrix_of(
         for o in stormy
         if o.cell.weakness != HEALTHY
     }
+
+
+def unsure_of(outcomes: Iterable[Outcome], seeds: Mapping[str, range]) -> tuple[str, ...]:
+    """Scenarios that neither pass nor condemn the healthy stack: such a gate is red for all."""
+    healthy = [o for o in _of_matrix(outcomes, seeds) if o.cell.weakness == HEALTHY]
+    return tuple(o.cell.scenario for o in healthy if not _survived(o) and o.verdict != "failed")
+
+
+def _of_matrix(outcomes: Iterable[Outcome], seeds: Mapping[str, range]) -> list[Outcome]:
+    first = [o for o in outcomes if o.cell.seed == seeds[o.cell.scenario].start]
+    return [outcome for outcome in first if outcome.cell.weather is Weather.FAULT]
 
 
 def _mark(outcome: Outcome, condemned: bool) -> Mark:

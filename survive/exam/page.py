@@ -96,6 +96,7 @@ def _summary(report: Report) -> Iterator[str]:
     untrue = [f"{row.claim.scenario} kills {row.claim.weakness}" for row in report.untrue]
     yield f"- claims that do not hold on every seed: {', '.join(untrue) or 'none'}"
     open_ = [f"{row.claim.scenario}, {row.claim.weakness}" for row in report.undecided]
+    open_ += report.unsure
     yield f"- sound stacks undecided: {', '.join(dict.fromkeys(open_)) or 'none'}"
     seeds = f"{report.seeds} seed{'s' * (report.seeds > 1)}"
     cpu = f"{report.cpu_s:.0f} s of CPU, " if report.host == "virtual" else ""
@@ -213,6 +214,7 @@ def to_json(report: Report) -> dict[str, Json]:
         "weaknesses": list(report.weaknesses),
         "missed": list(report.missed),
         "condemned": list(report.condemned),
+        "unsure": list(report.unsure),
         "claims": [_claim(row) for row in report.rows],
         "matrix": [
             {

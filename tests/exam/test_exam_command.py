@@ -119,3 +119,10 @@ def test_a_scenario_that_does_not_fit_is_left_out_and_named(
     assert "kils" in caught.value.hint
     with pytest.raises(UsageError, match="unknown weakness 'no_timeot'"):
         sit_exam(Asked(weaknesses=("no_timeot",)))
+
+
+def test_two_scenarios_of_one_name_cannot_stand_for_each_other(tmp_path: Path) -> None:
+    team = write_team(tmp_path / "team")
+    write_team(team, SMALL, "twin")
+    with pytest.raises(UsageError, match=r"small.survive.yaml and twin.survive.yaml are both"):
+        sit_exam(Asked(folder=team, results=tmp_path))

@@ -11,7 +11,7 @@ from rich.console import Console
 from survive.errors import ExitCode
 from survive.exam.cells import Cell, Claim, Outcome, Weather
 from survive.exam.defects import DEFECTS
-from survive.exam.marks import Cost, Report, costs_of, matrix_of, rows_of
+from survive.exam.marks import Cost, Report, costs_of, matrix_of, rows_of, unsure_of
 from survive.exam.page import page, show, to_json
 from survive.scenario.target import WEAKNESSES
 
@@ -111,6 +111,20 @@ def test_what_condemns_the_healthy_stack_kills_nothing() -> None:
     ]
     marked = Report(("memory_leak",), (), matrix_of(found, SEEDS), ("s",))
     assert marked.missed == ("memory_leak",) and marked.condemned == ("s",)
+
+
+@pytest.mark.parametrize("word", ["inconclusive", "error"])
+def test_a_gate_that_lets_nothing_pass_is_no_gate(word: str) -> None:
+    """What is red for the weak stack was not green for the sound one."""
+    found = [
+        outcome("", "fault", 5, word),
+        outcome("memory_leak", "fault", 5, "failed", ["back"]),
+    ]
+    matrix, unsure = matrix_of(found, SEEDS), unsure_of(found, SEEDS)
+    marked = Report(("memory_leak",), (), matrix, ("s",), unsure=unsure)
+    assert marked.missed == () and marked.exit_code is ExitCode.INCONCLUSIVE
+    assert "- sound stacks undecided: s\n" in page(marked, "c", "d")
+    assert unsure_of(sat(), SEEDS) == ()
 
 
 def test_the_dearest_scenario_stands_first() -> None:
