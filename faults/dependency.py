@@ -106,8 +106,15 @@ class DependencySlow(_OnLink):
         self, injection: Injection, handle: LinkHandle, before: float | None
     ) -> Observation:
         """As network.latency: a timed call through the link minus one around it."""
-        asked = replace(injection, settings={"latency": injection.settings["delay"]})
-        return await NetworkLatency().observe(asked, handle, before)
+        return await NetworkLatency().observe(_as_latency(injection), handle, before)
+
+    def look_s(self, injection: Injection) -> float:
+        """As network.latency."""
+        return NetworkLatency().look_s(_as_latency(injection))
+
+
+def _as_latency(injection: Injection) -> Injection:
+    return replace(injection, settings={"latency": injection.settings["delay"]})
 
 
 class DependencyFrozen(_OnLink):

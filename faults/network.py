@@ -11,11 +11,14 @@ from typing import ClassVar
 
 from survive.contracts import Active, Injection, LinkHandle, Observation
 from survive.transport import Broken
-from survive.units import MS, Duration, UnitError
+from survive.units import MS, SECOND, Duration, UnitError
 
 from .links import Nothing, OnLink, call, put
 
 LOOK_US = 400 * MS  # a second pair of calls fits in a look (1 s) if the first took no longer
+AROUND_US = 450 * MS  # a service that needs longer to answer its probe path tells nothing
+SLACK_US = 50 * MS  # a call that is given up ends a little before or after its time
+WHOLE_US = 800 * MS  # so long a late answer is waited for; then only until it is late enough
 NO_JITTER = Duration(0)
 DOWN_US = 450 * MS  # two calls fit in a look
 
@@ -61,26 +64,34 @@ class NetworkLatency(OnLink):
     async def observe(
         self, injection: Injection, handle: LinkHandle, before: float | None
     ) -> Observation:
-        """A timed call through the link minus one around it: yes from half the setting on."""
+        """A timed call through the link minus one around it: yes from half the setting on.
+
+        A call that is given up then took at least that long.
+        """
         latency = _latency(injection).latency
         extra: list[int] = []
+        least = ""
         began = handle.clock.now_us()
         while not extra or (len(extra) < 2 and handle.clock.now_us() - began <= LOOK_US):
-            around = await call(handle, handle.spec.address, 2 * latency + 500 * MS)
-            through = await call(handle, handle.spec.via, 2 * latency + 500 * MS)
+            around = await call(handle, handle.spec.address, AROUND_US)
             if around.broken is not None:
                 return Observation(Active.UNKNOWN, f"around the link: {around.broken}")
-            extra.append(through.took_us - around.took_us)
-            if through.broken is not None and not (
-                through.broken is Broken.TIMEOUT and 2 * extra[-1] >= latency
-            ):  # a call that was given up in time took at least that long; others tell nothing
+            patience = max(WHOLE_US, latency // 2 + around.took_us + SLACK_US)
+            through = await call(handle, handle.spec.via, patience)
+            if through.broken not in {None, Broken.TIMEOUT}:
                 return Observation(Active.UNKNOWN, f"through the link: {through.broken}")
+            extra.append(through.took_us - around.took_us)
+            least = "at least " if through.broken else least
         value = sum(extra) / len(extra)  # the median of one or two
         return Observation(
             Active.YES if 2 * value >= latency else Active.NO,
-            f"a call takes {value / MS:.1f} ms longer through the link than around it",
+            f"a call takes {least}{value / MS:.1f} ms longer through the link than around it",
             value,
         )
+
+    def look_s(self, injection: Injection) -> float:
+        """Long enough for a call through the link to be late by half the setting."""
+        return (_latency(injection).latency // 2 + AROUND_US + SLACK_US) / SECOND
 
 
 class NetworkDown(OnLink):

@@ -297,6 +297,8 @@ class Fault(Protocol):
     async def observe(self, injection: Injection, handle: Any, before: float | None) -> Observation:
         """Look from outside, within 1 s, by another channel than inject used.
 
+        A fault whose looks take longer while it is on says so: ``look_s(injection)``, optional.
+
         ``before`` is the median ``value`` of the observations made before inject, or None.
         """
 

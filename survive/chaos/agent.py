@@ -17,8 +17,8 @@ from typing import Any
 
 from survive.catalog import Catalog
 from survive.chaos import processes
-from survive.chaos.conductor import PREPARE_AHEAD_US
-from survive.chaos.executor import Executor
+from survive.chaos.conductor import PREPARE_AHEAD_US, together
+from survive.chaos.executor import OBSERVE_S, Executor, look_s
 from survive.chaos.handles import by_hand
 from survive.chaos.ledger import Ledger, LedgerError
 from survive.chaos.netns import Namespace
@@ -39,10 +39,11 @@ from survive.errors import HarnessError, RefusedError
 from survive.host.driver import Driver
 from survive.scenario.model import FaultPlan
 from survive.scenario.settings import parse_settings
-from survive.units import MS, SECOND, UnitError
+from survive.units import MS, SECOND, UnitError, show_us
 
 BASELINE_LOOKS = 3
 LOOK_EVERY_US = 250 * MS
+PATIENT_LOOKS = 8  # that overlap at most, of a fault whose looks take longer than 1 s
 PROOF_EVERY_US = 100 * MS
 HEAL_WITHIN_US = 3 * SECOND  # DESIGN §7, exit 5
 HEAL_CONTAINER_WITHIN_US = 10 * SECOND  # the same; docker's own calls may queue
@@ -182,7 +183,7 @@ class Agent:
                 f"fault {plan.name!r} ({plan.kind}) matches nothing of {where!r} here",
                 hint="a fault that hits nothing would prove nothing",
             )
-        return [
+        injections = [
             Injection(
                 f"{plan.name}#{number}",
                 plan.name,
@@ -194,6 +195,8 @@ class Agent:
             )
             for number, victim in enumerate(chosen, 1)
         ]
+        _check_time_to_look(plan, look_s(fault, injections[0]))
+        return injections
 
     def _candidates(self, plan: FaultPlan, fault: Fault) -> list[HandleSpec]:
         """Every listener of a link; of replicas as many as asked, drawn by the seed."""
@@ -227,21 +230,23 @@ class Agent:
         await asyncio.gather(*(self._baseline(hit) for hit in life.hits))
 
     async def _baseline(self, hit: _Hit) -> None:
+        began_us = self._clock.now_us()
         try:
             await self._executor.prepare(hit.injection)
         except FaultFailedError as error:
-            self._show(hit, "before", Observation(Active.UNKNOWN, str(error)))
+            self._show(hit, "before", Observation(Active.UNKNOWN, str(error)), began_us)
             return
         looks = [await self._look(hit, "before") for _ in range(BASELINE_LOOKS)]
         values = [look.value for look in looks if look.value is not None]
         hit.before = statistics.median(values) if values else None
 
-    async def _look(self, hit: _Hit, stage: str) -> Observation:
-        seen = await self._executor.observe(hit.injection, hit.before)
-        self._show(hit, stage, seen)
+    async def _look(self, hit: _Hit, stage: str, within_s: float = OBSERVE_S) -> Observation:
+        began_us = self._clock.now_us()
+        seen = await self._executor.observe(hit.injection, hit.before, within_s)
+        self._show(hit, stage, seen, began_us)
         return seen
 
-    def _show(self, hit: _Hit, stage: str, seen: Observation) -> None:
+    def _show(self, hit: _Hit, stage: str, seen: Observation, began_us: int) -> None:
         self._tell(
             "fault_observed",
             hit,
@@ -249,6 +254,7 @@ class Agent:
             active=str(seen.active),
             evidence=seen.evidence,
             value=seen.value,
+            began_us=began_us,
         )
 
     def _tell(self, name: str, hit: _Hit, **fields: Any) -> None:
@@ -350,18 +356,35 @@ class Agent:
 
     async def _watch(self, life: _Life, hit: _Hit) -> None:
         """Look four times a second until healed; at a one-shot until it was seen, or 3 s."""
+        if (within_s := look_s(life.fault, hit.injection)) > OBSERVE_S:
+            return await self._watch_patiently(hit, round(within_s * SECOND))
         give_up_us = self._clock.now_us() + ONE_SHOT_WITHIN_US
         while life.fault.held or self._clock.now_us() < give_up_us:
-            next_us = self._clock.now_us() + LOOK_EVERY_US
+            began_us = self._clock.now_us()
             if _follows(life.fault):
                 await self._follow(life, hit)
             seen = await self._executor.observe(hit.injection, hit.before)
             if _follows(life.fault) and seen.active is Active.NO:
                 seen = await self._of_the_living(hit, seen)
-            self._show(hit, "during", seen)
+            self._show(hit, "during", seen, began_us)
             if not life.fault.held and seen.active is Active.YES:
-                return
-            await self._clock.sleep_until(next_us)
+                return None
+            await self._clock.sleep_until(began_us + LOOK_EVERY_US)
+        return None
+
+    async def _watch_patiently(self, hit: _Hit, within_us: int) -> None:
+        """Looks that take so long overlap: else the last moments of the fault had no witness."""
+        turns = min(PATIENT_LOOKS, -(-within_us // LOOK_EVERY_US))
+        began_us = self._clock.now_us()
+
+        async def turn(number: int) -> None:
+            next_us = began_us + number * within_us // turns
+            while True:
+                await self._clock.sleep_until(next_us)
+                await self._look(hit, "during", within_us / SECOND)
+                next_us += within_us
+
+        await together([turn(number) for number in range(turns)])
 
     async def _follow(self, life: _Life, hit: _Hit) -> None:
         """A held fault stays with its victim: one that was restarted meanwhile is hit again."""
@@ -562,6 +585,17 @@ class Agent:
             gone = spec.pid and not processes.exists(spec.pid, spec.start_time)
             if entry["by_hand"] and gone and not stays:
                 entry.update(by_hand="", why=entry["why"] + "; went with the target")
+
+
+def _check_time_to_look(plan: FaultPlan, needed_s: float) -> None:
+    """A fault that ends before the first look at it could never be proven. Raises RefusedError."""
+    least_us = round(needed_s * SECOND) + 2 * LOOK_EVERY_US
+    if plan.for_us is not None and needed_s > OBSERVE_S and plan.for_us < least_us:
+        raise RefusedError(
+            f"fault {plan.name!r} ({plan.kind}) cannot be proven in {show_us(plan.for_us)}: "
+            f"one look at it takes {needed_s:g} s",
+            hint=f"hold it for {show_us(least_us)} or longer",
+        )
 
 
 def in_namespace(injection: Injection) -> bool:

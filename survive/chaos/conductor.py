@@ -38,7 +38,7 @@ async def conduct(
         _phases(plan.phases, clock, emit),
         *(_fault(window, faults[window.fault], agent, clock) for window in plan.faults),
     ]
-    whole = asyncio.create_task(_together(parts))
+    whole = asyncio.create_task(together(parts))
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({whole, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -71,7 +71,7 @@ async def _fault(window: FaultWindow, fault: FaultPlan, agent: AgentPort, clock:
     if not window.held:
         await agent.inject(fault.name)
         return
-    await _together(
+    await together(
         [
             agent.inject(fault.name),
             _heal(window, fault.name, agent, clock),
@@ -84,7 +84,7 @@ async def _heal(window: FaultWindow, name: str, agent: AgentPort, clock: Clock) 
     await agent.heal(name)
 
 
-async def _together(parts: list[Coroutine[Any, Any, None]]) -> None:
+async def together(parts: list[Coroutine[Any, Any, None]]) -> None:
     """All of them; the first error ends the others and is raised as it is."""
     tasks = [asyncio.create_task(part) for part in parts]
     try:

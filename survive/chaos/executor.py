@@ -46,8 +46,10 @@ class Executor(Protocol):
     async def inject(self, injection: Injection) -> None:
         """Raises FaultFailedError, also if it is late (2 s)."""
 
-    async def observe(self, injection: Injection, before: float | None) -> Observation:
-        """One look; late (1 s) or raised = unknown."""
+    async def observe(
+        self, injection: Injection, before: float | None, within_s: float = OBSERVE_S
+    ) -> Observation:
+        """One look; late or raised = unknown."""
 
     async def heal(self, injection: Injection) -> None:
         """Raises FaultFailedError, also if it is late (3 s)."""
@@ -91,6 +93,12 @@ async def perform(
         ) from error
 
 
+def look_s(fault: Fault, injection: Injection) -> float:
+    """How long a look may take while the fault is on (an optional ``look_s``): 1 s or more."""
+    asked: Callable[[Injection], float] | None = getattr(fault, "look_s", None)
+    return OBSERVE_S if asked is None else max(OBSERVE_S, asked(injection))
+
+
 async def get_ready(fault: Fault, injection: Injection) -> None:
     """What some faults have to start before they can act in time (an optional ``get_ready``).
 
@@ -105,22 +113,28 @@ class _Verbs:
     """The four verbs in terms of one bounded ``_run``; shared by both executors."""
 
     async def _run(
-        self, verb: str, injection: Injection, before: float | None
+        self,
+        verb: str,
+        injection: Injection,
+        before: float | None = None,
+        within_s: float | None = None,
     ) -> Observation | bool | None:
         raise NotImplementedError
 
     async def inject(self, injection: Injection) -> None:
         """See Executor."""
-        await self._run("inject", injection, None)
+        await self._run("inject", injection)
 
     async def heal(self, injection: Injection) -> None:
         """See Executor."""
-        await self._run("heal", injection, None)
+        await self._run("heal", injection)
 
-    async def observe(self, injection: Injection, before: float | None) -> Observation:
+    async def observe(
+        self, injection: Injection, before: float | None, within_s: float = OBSERVE_S
+    ) -> Observation:
         """See Executor."""
         try:
-            seen = await self._run("observe", injection, before)
+            seen = await self._run("observe", injection, before, within_s)
         except FaultFailedError as error:
             return Observation(Active.UNKNOWN, str(error))
         if not isinstance(seen, Observation):
@@ -130,7 +144,7 @@ class _Verbs:
     async def round_trip(self, injection: Injection) -> bool:
         """See Executor."""
         try:
-            return await self._run("round_trip", injection, None) is True
+            return await self._run("round_trip", injection) is True
         except FaultFailedError:
             return False  # no positive answer: that is all the question was
 
@@ -158,11 +172,15 @@ class InLoopExecutor(_Verbs):
         return self._faults[kind]
 
     async def _run(
-        self, verb: str, injection: Injection, before: float | None
+        self,
+        verb: str,
+        injection: Injection,
+        before: float | None = None,
+        within_s: float | None = None,
     ) -> Observation | bool | None:
         fault = self._fault(injection.kind)
         handle = self._driver.open(injection.handle, fault.needs)
-        limit_s = _LIMITS_S[verb]
+        limit_s = within_s or _LIMITS_S[verb]
         try:
             async with asyncio.timeout(limit_s):
                 return await perform(fault, verb, injection, handle, before)
@@ -348,9 +366,13 @@ class ChildExecutor(_Verbs):
                 await started.kill()
 
     async def _run(
-        self, verb: str, injection: Injection, before: float | None
+        self,
+        verb: str,
+        injection: Injection,
+        before: float | None = None,
+        within_s: float | None = None,
     ) -> Observation | bool | None:
-        limit_s = _LIMITS_S[verb]
+        limit_s = within_s or _LIMITS_S[verb]
         question = {"verb": verb, "injection": injection.to_json(), "before": before}
         try:
             async with asyncio.timeout(limit_s):

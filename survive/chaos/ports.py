@@ -17,7 +17,7 @@ class AgentPort(Protocol):
 
     Events that the agent emits (all with ``fault`` and ``injection`` id, times in run µs):
 
-    - ``fault_observed`` {stage: before|during|after, active, evidence, value}
+    - ``fault_observed`` {stage: before|during|after, active, evidence, value, began_us}
     - ``fault_injected`` {planned_us, began_us, ended_us, error: str|null}
     - ``fault_reinjected`` {count, began_us, ended_us, error, target}: its victim was restarted
     - ``fault_healed``   {planned_us|null, began_us, ended_us, rung: undo|disable|kill, error}

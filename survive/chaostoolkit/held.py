@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from survive.catalog import Catalog
 from survive.chaos import processes
-from survive.chaos.executor import HEAL_S, INJECT_S, OBSERVE_S, perform
+from survive.chaos.executor import HEAL_S, INJECT_S, OBSERVE_S, look_s, perform
 from survive.chaos.handles import by_hand, open_handle
 from survive.chaos.ledger import Ledger
 from survive.clock import LoopClock
@@ -237,9 +237,9 @@ async def _verb(one: _On, verb: str, limit_s: float) -> Any:
         await transport.close()
 
 
-async def _look(one: _On) -> Observation:
+async def _look(one: _On, within_s: float = OBSERVE_S) -> Observation:
     try:
-        seen = await _verb(one, "observe", OBSERVE_S)
+        seen = await _verb(one, "observe", within_s)
     except FaultFailedError as error:
         return Observation(Active.UNKNOWN, str(error))
     assert isinstance(seen, Observation)
@@ -271,8 +271,9 @@ async def _until(one: _On, wanted: Active, stopping: threading.Event | None = No
     """Seen so from outside, within 3 s. Raises FaultFailedError with the last evidence."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PROOF_S
+    within_s = look_s(one.fault, one.injection) if wanted is Active.YES else OBSERVE_S
     while True:
-        seen = await _look(one)
+        seen = await _look(one, within_s)
         if seen.active is wanted:
             return seen.evidence
         if loop.time() > deadline or (stopping is not None and stopping.is_set()):

@@ -6,7 +6,6 @@ against the proof.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -220,11 +219,24 @@ def _held_proof(during: list[Event], start_us: int, until_us: int) -> str:
     unknown = sum(event.text("active") != "yes" for event in during)
     if unknown > _UNKNOWN_SHARE * len(during):
         return f"{unknown} of {len(during)} looks could not tell"
-    times = [start_us, *sorted(event.t_us for event in during), until_us]
-    gap = max(after - before for before, after in itertools.pairwise(times))
+    gap = _longest_gap(during, start_us, until_us)
     if gap > max(_GAP_US, _UNKNOWN_SHARE * (until_us - start_us)):
         return f"nobody looked for {gap / SECOND:.1f} s of its time"
     return ""
+
+
+def _longest_gap(looks: list[Event], start_us: int, until_us: int) -> int:
+    """The longest time between a look's end and the begin of the next one; looks may overlap."""
+    longest, seen_us = 0, start_us
+    for begin_us, end_us in sorted((_began_us(look), look.t_us) for look in looks):
+        longest = max(longest, begin_us - seen_us)
+        seen_us = max(seen_us, end_us)
+    return max(longest, until_us - seen_us)
+
+
+def _began_us(look: Event) -> int:
+    """Older records tell only when a look ended."""
+    return look.integer("began_us") if "began_us" in look.fields else look.t_us
 
 
 def _heal_proof(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 from faultscene import ROOT, play
 
+from survive.errors import RefusedError
 from survive.scenario.model import FaultPlan, Health, Service, TargetSpec
 from survive.units import SECOND
 
@@ -94,3 +96,54 @@ def test_the_schedule_of_a_flapping_link_never_outlives_its_heal(tmp_path):
 
     _, states, _ = play("virtual", tmp_path, body, target=target(), links=frozenset({LINK}))
     assert set(states) == {True}
+
+
+# ------------------------------------------------------------------------- slow looks
+
+SLOW = {
+    "network.latency": {"latency": "3s", "jitter": "300ms"},
+    "dependency.slow": {"delay": "3s"},
+}
+
+
+def slow(kind, for_s=4.5):
+    return FaultPlan("one", kind, 0, round(for_s * SECOND), link=LINK, settings=SLOW[kind])
+
+
+@pytest.mark.parametrize(
+    ("host", "kind"), [*(("virtual", kind) for kind in SLOW), ("process", "network.latency")]
+)
+def test_a_link_that_is_slower_than_a_look_is_proven_by_longer_looks(host, kind, tmp_path):
+    """Half the setting (1.5 s) is more than the second that a look usually has."""
+    scene, _, left = play(host, tmp_path, lambda scene: scene.life(slow(kind), 3.5),
+                          target=target(), links=frozenset({LINK}))  # fmt: skip
+    assert scene.looks("before") == ["no"] * 3
+    during = scene.named("fault_observed", stage="during")
+    assert len(during) >= 5 and {look["active"] for look in during} == {"yes"}, during
+    assert all("at least" in look["evidence"] for look in during)
+    began = [look["began_us"] for look in during]
+    assert max(b - a for a, b in itertools.pairwise(began)) < SECOND  # they overlap
+    assert scene.named("heal_proven", proven=True, by_own_heal=True), scene.events[-5:]
+    assert left == []
+
+
+@pytest.mark.parametrize("verb", ["inject", "heal"])
+def test_of_a_very_slow_link_a_verb_that_does_nothing_is_found_out_as_well(verb, tmp_path):
+    scene, _, left = play("virtual", tmp_path, lambda scene: scene.life(slow("network.latency"), 4),
+                          sabotage=[verb], target=target(), links=frozenset({LINK}))  # fmt: skip
+    if verb == "inject":
+        assert set(scene.looks("during")) == {"no"} and left == []
+    else:
+        assert "no" not in scene.looks("after")[:1]
+        assert not scene.named("heal_proven", by_own_heal=True)
+        assert [entry["fault"] for entry in left] == ["one"]
+
+
+def test_a_hold_that_is_shorter_than_one_look_is_refused(tmp_path):
+    async def body(scene):
+        with pytest.raises(RefusedError, match="cannot be proven in 2s") as refused:
+            await scene.agent.preflight(slow("network.latency", 2))
+        return refused.value.hint
+
+    _, hint, _ = play("virtual", tmp_path, body, target=target(), links=frozenset({LINK}))
+    assert hint == "hold it for 2.5s or longer"

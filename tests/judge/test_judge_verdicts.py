@@ -336,6 +336,32 @@ def test_a_watch_with_a_hole_proves_nothing(tmp_path):
     assert "nobody looked for 4.2 s" in verdict_of(story, tmp_path).faults[0].proof
 
 
+def long_looks(take_us, from_us):
+    """In a story's place: looks that take so long, one after the other, and none before then."""
+
+    def swap(events):
+        looks = [e for e in events if e[1] == "fault_observed" and e[2]["stage"] == "during"]
+        ends = range(from_us + take_us, 28 * S + 1, take_us)
+        long = [(t, looks[0][1], {**looks[0][2], "began_us": t - take_us}) for t in ends]
+        return [e for e in events if e not in looks] + long
+
+    return swap
+
+
+@pytest.mark.parametrize(("take_s", "from_s", "says"), [
+    (4, 20, "proven"),  # 20..24..28: somebody looked all the time
+    (3, 20, "proven"),  # 20..23..26
+    (3, 24, "nobody looked for 3.8 s"),  # from 20.25, the end of the guard
+    (5, 20, "nobody looked for 3.0 s"),  # 25..28
+])  # fmt: skip
+def test_who_takes_long_to_look_is_looking_all_the_while(tmp_path, take_s, from_s, says):
+    story = Story(scenario())
+    events = story._events
+    swap = long_looks(take_s * S, from_s * S)
+    story._events = lambda plan: sorted(swap(list(events(plan))), key=lambda e: e[:2])
+    assert says in verdict_of(story, tmp_path).faults[0].proof
+
+
 def test_an_unproven_fault_does_not_excuse_failures(tmp_path):
     story = Story(scenario(), down(20, 28), look=lambda f, t, stage: "no")
     verdict = verdict_of(story, tmp_path)
