@@ -9,7 +9,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from survive.contracts import Handle
-from survive.transport import Broken, CallFailedError, Request, Response, read_all
+from survive.transport import Broken, CallFailedError, Request, Response
+
+from .calls import answer_of, posted, status_of
 
 ANSWER_S = 0.5  # of a one-token call
 STREAM_S = 0.8  # of a look at the step time; observe as a whole has 1 s
@@ -20,57 +22,14 @@ BUSY = {429, 503}  # refused for load: says nothing of the GPU
 
 def chat(tokens: int, *, stream: bool, prompt: str = "ping", model: str = "probe") -> Request:
     """A chat of so many tokens."""
-    body = {
-        "model": model,
-        "max_tokens": tokens,
-        "stream": stream,
-        "messages": [{"role": "user", "content": prompt}],
-    }
-    return Request(
-        "POST",
-        "/v1/chat/completions",
-        (("content-type", "application/json"),),
-        json.dumps(body).encode(),
-    )
-
-
-async def status_of(handle: Handle, request: Request, within_s: float) -> int | Broken:
-    """The status of an answer once it is whole, or how it failed."""
-    return (await answer_of(handle, request, within_s))[0]
-
-
-async def answer_of(
-    handle: Handle, request: Request, within_s: float
-) -> tuple[int | Broken, bytes]:
-    """Status and body of an answer once it is whole, or how it failed and what had come: b""."""
-    try:
-        async with asyncio.timeout(within_s):
-            answer = await handle.transport.call(handle.spec.address, request, timeout_s=within_s)
-            return answer.status, await read_all(answer)
-    except TimeoutError:
-        return Broken.TIMEOUT, b""
-    except CallFailedError as error:
-        return error.how, b""
-
-
-async def head_of(handle: Handle, request: Request, within_s: float) -> int | Broken:
-    """The status alone; the answer is left at once."""
-    try:
-        answer = await handle.transport.call(handle.spec.address, request, timeout_s=within_s)
-        await answer.close()
-    except CallFailedError as error:
-        return error.how
-    return answer.status
+    messages = [{"role": "user", "content": prompt}]
+    body = {"model": model, "max_tokens": tokens, "stream": stream, "messages": messages}
+    return posted("/v1/chat/completions", body)
 
 
 async def one_token(handle: Handle, model: str = "probe") -> int | Broken:
     """A one-token call: its status once whole, or how it failed."""
     return await status_of(handle, chat(1, stream=False, model=model), ANSWER_S)
-
-
-async def health(handle: Handle) -> int | Broken:
-    """What the health route says."""
-    return await status_of(handle, Request("GET", handle.spec.probe_path), GLANCE_S)
 
 
 async def metric(handle: Handle, name: str) -> float | None:

@@ -21,7 +21,8 @@ from survive.errors import RefusedError
 from survive.transport import Request
 from survive.units import SECOND, Duration, UnitError
 
-from .around import ANSWER_S, AroundProcess
+from .around import AroundProcess
+from .replicas import ANSWER_S
 
 LEAST_SKEW_US = 5 * SECOND
 

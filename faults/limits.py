@@ -20,7 +20,10 @@ from survive.errors import RefusedError
 from survive.transport import Broken
 from survive.units import MS, SECOND, Share, UnitError
 
-from .around import ANSWER_S, AroundProcess, probe
+from .around import AroundProcess
+from .calls import health
+from .common import Nothing
+from .replicas import ANSWER_S
 
 LIMIT_LOOK_US = 200 * MS
 
@@ -76,7 +79,7 @@ class NodeCpuLimit(AroundProcess):
         until_us, asked, times = handle.clock.now_us() + LIMIT_LOOK_US, 0, 0
         while times == 0 and handle.clock.now_us() < until_us:  # no more than shows it
             asked += 1
-            if await probe(handle, LIMIT_LOOK_US / SECOND) is Broken.REFUSED:
+            if await health(handle, LIMIT_LOOK_US / SECOND) is Broken.REFUSED:
                 await sleep_us(handle.clock, 10 * MS)
             times = (handle.pressure.throttled(injection.id) or held_back) - held_back
         text = f"{name} was held back in {times} periods of 20 ms over {asked} health probes"
@@ -87,17 +90,11 @@ class NodeCpuLimit(AroundProcess):
         handle.pressure.unlimit_cpu(injection.id)
 
 
-@dataclass(frozen=True, slots=True)
-class NoSettings:
-    """It has none."""
-
-
 class NodeFdExhaustion(AroundProcess):
     """``node.fd_exhaustion``: the victim has no file number left for a new connection."""
 
     kind: ClassVar[str] = "node.fd_exhaustion"
     grade: ClassVar[Grade] = Grade.INDUCED
-    settings: ClassVar[type] = NoSettings
     certifies: ClassVar[str] = (
         "requests survive a replica that has leaked its file descriptors: connections that it has "
         "go on, new ones hang"
@@ -107,7 +104,7 @@ class NodeFdExhaustion(AroundProcess):
         "than its first; no virtual twin"
     )
 
-    def preflight(self, settings: NoSettings, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
+    def preflight(self, settings: Nothing, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
         """Processes whose limit is known, and so can be given back."""
         return [v for v in super().preflight(settings, victims) if v.nofile]
 

@@ -6,24 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
-from survive.contracts import (
-    Active,
-    Grade,
-    HandleSpec,
-    Injection,
-    Needs,
-    Observation,
-    ReplicaHandle,
-)
-from survive.transport import Broken, CallFailedError, Request, read_all
+from survive.contracts import Active, Grade, HandleSpec, Injection, Observation, ReplicaHandle
+from survive.transport import Broken
 from survive.units import SECOND, Duration
 
-ANSWER_S = 0.25  # a health probe that takes longer is no answer
-
-
-@dataclass(frozen=True, slots=True)
-class NoSettings:
-    """These faults have none."""
+from .common import KeepsDown, OneShot
+from .replicas import OnReplica, probe
 
 
 @runtime_checkable
@@ -33,53 +21,22 @@ class _SeesOs(Protocol):
     async def os_state(self) -> str: ...
 
 
-async def _probe(handle: ReplicaHandle) -> int | Broken:
-    """One health probe straight to the replica: its status, or how it failed."""
-    spec = handle.spec
-    try:
-        answer = await handle.transport.call(
-            spec.address, Request("GET", spec.probe_path), timeout_s=ANSWER_S
-        )
-        await answer.close()
-    except CallFailedError as error:
-        return error.how
-    return answer.status
+class _OnNode(OnReplica):
+    """What all faults of this file share."""
+
+    grade: ClassVar[Grade] = Grade.REAL
 
 
-async def _healthy(handle: ReplicaHandle) -> bool:
-    """The whole way: a 200 with its whole body."""
-    spec = handle.spec
-    try:
-        answer = await handle.transport.call(
-            spec.address, Request("GET", spec.probe_path), timeout_s=2 * ANSWER_S
-        )
-        await read_all(answer)
-    except CallFailedError:
-        return False
-    return answer.status == 200
-
-
-class NodeKill:
+class NodeKill(OneShot, _OnNode):
     """SIGKILL, once. The supervisor may bring it back; that is the recovery to be judged."""
 
     kind: ClassVar[str] = "node.kill"
-    held: ClassVar[bool] = False
-    grade: ClassVar[Grade] = Grade.REAL
-    layer: ClassVar[str] = "node"
-    needs: ClassVar[Needs] = Needs.REPLICA
-    privileges: ClassVar[str] = ""
-    keeps_down: ClassVar[bool] = False
     certifies: ClassVar[str] = (
         "requests survive the sudden death of a replica's process, and its restart"
     )
     does_not_certify: ClassVar[str] = (
         "the loss of a whole machine, of its disk or of its network; a crash that corrupts data"
     )
-    settings: ClassVar[type] = NoSettings
-
-    def preflight(self, settings: NoSettings, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """Every victim that is known by name."""
-        return list(victims)
 
     async def inject(self, injection: Injection, handle: ReplicaHandle) -> None:
         """Kill its process group."""
@@ -94,24 +51,11 @@ class NodeKill:
             return Observation(Active.NO, f"{spec.replica_id} still runs as pid {spec.pid}")
         return Observation(Active.YES, f"pid {spec.pid} of {spec.replica_id} is gone")
 
-    async def heal(self, injection: Injection, handle: ReplicaHandle) -> None:
-        """Nothing to undo: a one-shot."""
 
-    async def round_trip(self, injection: Injection, handle: ReplicaHandle) -> bool:
-        """The replica answers its health probe."""
-        return await _healthy(handle)
-
-
-class NodeRestart:
+class NodeRestart(NodeKill):
     """SIGTERM, once: what a deploy does to one replica. The supervisor brings it back."""
 
     kind: ClassVar[str] = "node.restart"
-    held: ClassVar[bool] = False
-    grade: ClassVar[Grade] = Grade.REAL
-    layer: ClassVar[str] = "node"
-    needs: ClassVar[Needs] = Needs.REPLICA
-    privileges: ClassVar[str] = ""
-    keeps_down: ClassVar[bool] = False
     certifies: ClassVar[str] = (
         "requests survive the orderly end of a replica: it drains, refuses, and comes back"
     )
@@ -119,28 +63,10 @@ class NodeRestart:
         "an orchestrator that takes a replica out of rotation before it ends it; a replica that "
         "ignores SIGTERM, which shows as never having been hit"
     )
-    settings: ClassVar[type] = NoSettings
-
-    def preflight(self, settings: NoSettings, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """Every victim that is known by name."""
-        return list(victims)
 
     async def inject(self, injection: Injection, handle: ReplicaHandle) -> None:
         """Ask its process group to end."""
         await handle.stop()
-
-    async def observe(
-        self, injection: Injection, handle: ReplicaHandle, before: float | None
-    ) -> Observation:
-        """Active once the very process that was asked is gone; a successor does not count."""
-        return await NodeKill().observe(injection, handle, before)
-
-    async def heal(self, injection: Injection, handle: ReplicaHandle) -> None:
-        """Nothing to undo: a one-shot."""
-
-    async def round_trip(self, injection: Injection, handle: ReplicaHandle) -> bool:
-        """The replica answers its health probe."""
-        return await _healthy(handle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,21 +90,15 @@ class NodeRollingRestart(NodeRestart):
     )
     settings: ClassVar[type] = Rolling
 
-    def preflight(self, settings: Rolling, victims: Sequence[HandleSpec]) -> list[HandleSpec]:  # type: ignore[override]
+    def preflight(self, settings: Rolling, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
         """All replicas of the service; a single one is no roll."""
         return list(victims) if len(victims) > 1 else []
 
 
-class NodePause:
+class NodePause(_OnNode):
     """SIGSTOP for a time: ports stay open, connections are accepted, nothing answers."""
 
     kind: ClassVar[str] = "node.pause"
-    held: ClassVar[bool] = True
-    grade: ClassVar[Grade] = Grade.REAL
-    layer: ClassVar[str] = "node"
-    needs: ClassVar[Needs] = Needs.REPLICA
-    privileges: ClassVar[str] = ""
-    keeps_down: ClassVar[bool] = False
     certifies: ClassVar[str] = (
         "requests survive a replica that hangs with its ports open (deadlock, long collection, "
         "stuck driver), and its sudden return with all that it had queued"
@@ -187,11 +107,6 @@ class NodePause:
         "a lost machine or network: peers still get TCP acknowledgements, and the kernel still "
         "accepts connections until the backlog is full"
     )
-    settings: ClassVar[type] = NoSettings
-
-    def preflight(self, settings: NoSettings, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """Every victim that is known by name."""
-        return list(victims)
 
     async def inject(self, injection: Injection, handle: ReplicaHandle) -> None:
         """Stop its process group."""
@@ -201,7 +116,7 @@ class NodePause:
         self, injection: Injection, handle: ReplicaHandle, before: float | None
     ) -> Observation:
         """Active if a probe straight to it gets no answer in 250 ms, and it is not merely slow."""
-        seen = await _probe(handle)
+        seen = await probe(handle)
         state = await handle.os_state() if isinstance(handle, _SeesOs) else ""
         shown = f", state {state}" if state else ""
         name = handle.spec.replica_id
@@ -218,21 +133,11 @@ class NodePause:
         """Let its process group go on."""
         await handle.resume()
 
-    async def round_trip(self, injection: Injection, handle: ReplicaHandle) -> bool:
-        """The replica answers its health probe."""
-        return await _healthy(handle)
 
-
-class NodeDown:
+class NodeDown(KeepsDown, _OnNode):
     """Killed and kept away: its port refuses until the heal lets the supervisor start it."""
 
     kind: ClassVar[str] = "node.down"
-    held: ClassVar[bool] = True
-    grade: ClassVar[Grade] = Grade.REAL
-    layer: ClassVar[str] = "node"
-    needs: ClassVar[Needs] = Needs.REPLICA
-    privileges: ClassVar[str] = ""
-    keeps_down: ClassVar[bool] = True
     certifies: ClassVar[str] = (
         "requests survive a replica that is gone for a time, and its cold return"
     )
@@ -240,11 +145,6 @@ class NodeDown:
         "an unreachable host: a dead process refuses connections at once, a dead host swallows "
         "them; the restart is the test stack's supervisor's, not an orchestrator's"
     )
-    settings: ClassVar[type] = NoSettings
-
-    def preflight(self, settings: NoSettings, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """Every victim that is known by name."""
-        return list(victims)
 
     async def inject(self, injection: Injection, handle: ReplicaHandle) -> None:
         """Kill it; ``keeps_down`` already made the agent hold the supervisor back."""
@@ -254,15 +154,8 @@ class NodeDown:
         self, injection: Injection, handle: ReplicaHandle, before: float | None
     ) -> Observation:
         """Active if its own address refuses connections."""
-        seen = await _probe(handle)
+        seen = await probe(handle)
         if isinstance(seen, int):
             return Observation(Active.NO, f"{handle.spec.replica_id} answers {seen}")
         active = Active.YES if seen is Broken.REFUSED else Active.UNKNOWN
         return Observation(active, f"{handle.spec.replica_id}: {seen}")
-
-    async def heal(self, injection: Injection, handle: ReplicaHandle) -> None:
-        """The release itself is the agent's, which held (``keeps_down``); no other undo."""
-
-    async def round_trip(self, injection: Injection, handle: ReplicaHandle) -> bool:
-        """The new process answers its health probe."""
-        return await _healthy(handle)

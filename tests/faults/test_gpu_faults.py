@@ -14,8 +14,8 @@ from survive.scenario.settings import parse_settings
 from survive.transport import Request
 from survive.units import UnitError
 
-_looks = load_module(ROOT / "faults" / "chat_looks.py")
-chat, status_of = _looks.chat, _looks.status_of
+chat = load_module(ROOT / "faults" / "chat_looks.py").chat
+status_of = load_module(ROOT / "faults" / "calls.py").status_of
 
 LOST = ("gpu.lost", {})
 SLOW = ("gpu.throttle", {"slow_down": "3x"})
