@@ -8,6 +8,7 @@ folder it is in memory.
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Journal:
     def __init__(self, folder: str) -> None:
         file = Path(folder) / "queue.sqlite" if folder else ":memory:"
         self._db = sqlite3.connect(file, isolation_level=None)
+        weakref.finalize(self, self._db.close)  # nobody closes the queue of a killed node
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute(

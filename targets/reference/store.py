@@ -10,6 +10,7 @@ import math
 import re
 import sqlite3
 import unicodedata
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ class Store:
     def __init__(self) -> None:
         # Autocommit: a copy cannot be made of a store within a transaction.
         self._db = sqlite3.connect(":memory:", isolation_level=None)
+        weakref.finalize(self, self._db.close)  # nobody closes the store of a killed node
         self._db.execute(
             "CREATE VIRTUAL TABLE documents USING fts5(id UNINDEXED, text, tenant UNINDEXED)"
         )
@@ -118,11 +120,13 @@ class Store:
     def look_back(self, on: bool) -> None:
         """Let searches see the documents as they are now, until it is turned off. Idempotent."""
         self._known.clear()
-        if not on:
-            self._past = None
-        elif self._past is None:
+        if on and self._past is None:
             self._past = sqlite3.connect(":memory:")
+            weakref.finalize(self, self._past.close)
             self._db.backup(self._past)
+        elif not on and self._past is not None:
+            self._past.close()
+            self._past = None
 
     def ping(self) -> None:
         """Raises sqlite3.Error if the index does not answer."""
