@@ -161,8 +161,9 @@ class NetworkSlowClose(OnLink):
         "pools, descriptors, answers that end with their connection"
     )
     does_not_certify: ClassVar[str] = (
-        "connections kept alive do not end, so nothing happens to them"
+        "connections kept alive do not end, so nothing happens to them; TLS links (refused)"
     )
+    not_on_tls: ClassVar[str] = "its peers tell each other of their end before the connection's own"
 
     async def inject(self, injection: Injection, handle: LinkHandle) -> None:
         """A slow_close toxic towards the caller."""

@@ -192,10 +192,10 @@ def _check_victims(check: Check, path: Loc, model: FaultModel, fault: Fault | No
         check.wrong((*path, "service"), f"unknown service {model.service!r}", hint)
     elif model.service is not None and check.knows("services", model.service):
         _check_service(check, path, model, fault, check.spec.services[model.service])
-    _check_links(check, path, model)
+    _check_links(check, path, model, fault)
 
 
-def _check_links(check: Check, path: Loc, model: FaultModel) -> None:
+def _check_links(check: Check, path: Loc, model: FaultModel, fault: Fault | None) -> None:
     """Each is one of the target's, and named once."""
     links = model.link or []
     if model.link is not None and not links:
@@ -204,7 +204,7 @@ def _check_links(check: Check, path: Loc, model: FaultModel) -> None:
         check.wrong((*path, "link"), "names a link twice")
     for link in links if check.knows("entry") else ():
         if link in check.links:
-            _check_readable(check, path, model, link)
+            _check_readable(check, path, model, fault, link)
             continue
         hint = nearest(link, check.links)
         if check.spec.driver == "external":
@@ -212,18 +212,23 @@ def _check_links(check: Check, path: Loc, model: FaultModel) -> None:
         check.wrong((*path, "link"), f"unknown link {link!r}", hint)
 
 
-def _check_readable(check: Check, path: Loc, model: FaultModel, link: str) -> None:
-    """What acts on HTTP needs to read it."""
+def _check_readable(
+    check: Check, path: Loc, model: FaultModel, fault: Fault | None, link: str
+) -> None:
+    """What acts on HTTP needs to read it; others may say ``not_on_tls``, and why."""
     spec = check.spec
     known, entry = spec.links.get(link), spec.services.get(spec.entry)
     secure = known.tls if known is not None else False
     if link == spec.entry_link and entry is not None:
         secure = entry.url.startswith(HTTPS)
-    if model.kind.startswith("protocol.") and secure:
+    why: str = getattr(fault, "not_on_tls", "")
+    if model.kind.startswith("protocol."):
+        why = "no proxy reads what goes through it"
+    if why and secure:
         check.wrong(
             (*path, "link"),
-            f"{link} is TLS: no proxy reads what goes through it, so {model.kind} cannot act",
-            "network faults can; or break a link without `tls: true`",
+            f"{link} is TLS: {why}, so {model.kind} cannot act",
+            "other network faults can; or break a link without `tls: true`",
         )
 
 

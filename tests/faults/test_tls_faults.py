@@ -8,7 +8,8 @@ from dataclasses import replace
 import faultscene
 import pytest
 
-from survive.contracts import Needs
+from survive.catalog import Catalog
+from survive.contracts import Injection, Needs
 from survive.scenario.model import FaultPlan, Health, Link, Service, TargetSpec
 from survive.transport import Broken, CallFailedError, Request, read_all
 from survive.units import SECOND
@@ -147,3 +148,54 @@ def test_a_service_without_tls_has_no_certificate_to_expire(tmp_path):
             await scene.agent.preflight(expired())
 
     faultscene.play("virtual", tmp_path, body, target=plain)
+
+
+# ------------------------------------------------------------------- bytes that nobody reads
+
+ON_BYTES = {
+    "network.latency": {"latency": "120ms"},
+    "network.down": {},
+    "network.bandwidth": {"kb_per_s": 20},
+    "network.timeout": {},
+    "network.reset_peer": {},
+    "network.slicer": {"average_bytes": 100, "delay": "10ms"},
+    "network.limit_data": {"bytes": 900},
+    "network.flapping": {"every": "400ms", "down": "200ms"},
+    "network.partition": {},
+    "dependency.slow": {"delay": "120ms"},
+    "dependency.frozen": {},
+}
+
+
+async def told(scene, kind, settings, spec) -> list[str]:
+    """What looks say before a fault of this kind is on a listener, twice while it is, and after."""
+    fault = Catalog().fault(kind)
+    hold = Injection(f"{kind}#1", kind, kind, settings, spec, 0, 2 * SECOND)
+    handle = scene.driver.open(spec, fault.needs)
+
+    async def look() -> str:
+        return str((await fault.observe(hold, handle, None)).active)
+
+    looks = [await look()]
+    await fault.inject(hold, handle)
+    looks += [await look(), await look()]
+    await fault.heal(hold, handle)
+    return [*looks, await look(), str(await fault.round_trip(hold, handle))]
+
+
+@pytest.mark.parametrize("host", ["virtual", "process"])
+def test_whatever_acts_on_bytes_is_proven_on_a_tls_link(host, tmp_path):
+    """All but network.slow_close, which `validate` refuses there."""
+
+    async def body(scene):
+        listeners = scene.driver.listeners(LINK)
+
+        async def some(spec, kinds):
+            return {kind: await told(scene, kind, ON_BYTES[kind], spec) for kind in kinds}
+
+        parts = [some(spec, list(ON_BYTES)[n::2]) for n, spec in enumerate(listeners)]
+        one, two = await asyncio.gather(*parts)
+        return one | two
+
+    _, seen, _ = faultscene.play(host, tmp_path, body, target=stack(), links=frozenset({LINK}))
+    assert seen == {kind: ["no", "yes", "yes", "no", "True"] for kind in ON_BYTES}

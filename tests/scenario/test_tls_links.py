@@ -53,6 +53,7 @@ def test_a_tls_link_is_kept_by_a_stored_run(tmp_path):
         ({"feed": "false"}, "store speaks TLS only"),
         ({"web": "true"}, "the entry is called by the load"),
         ({"kind": "protocol.cut"}, "web -> store is TLS: no proxy reads"),
+        ({"kind": "network.slow_close"}, "web -> store is TLS: its peers tell each other"),
     ],
 )
 def test_what_cannot_be_is_told(tmp_path, changed, wrong):
