@@ -384,6 +384,9 @@ class Report:
         machine = self._machine()
         if machine:
             yield from self._labelled("machine", machine)
+        affinity = self._affinity()
+        if affinity:
+            yield from self._labelled("affinity", affinity)
         yield from self._spread("lane wait", load.lane_wait_ms, "for a free connection")
         if load.starved_s:
             starved = words.plural(load.starved_s, "second")
@@ -421,6 +424,17 @@ class Report:
         if isinstance(stalled, int | float):
             said.append(f"cores waited for {words.digits(100 * stalled, 2)} % of the time")
         return ", ".join(said)
+
+    def _affinity(self) -> str:
+        """Who ran where, if the scenario asked; "" if it did not."""
+        usage = fields_of(self.record, "run_ended").get("usage") or {}
+        asked = usage.get("affinity")
+        if not isinstance(asked, dict):
+            return ""
+        if asked.get("why"):
+            return f"nothing was pinned: {self.glyphs.clean(str(asked['why']))}"
+        load, rest = (", ".join(map(str, asked.get(who) or ())) for who in ("load", "rest"))
+        return f"load alone on core {load}, all else on {rest}"
 
     def _cpu(self) -> str:
         usage = fields_of(self.record, "run_ended").get("usage") or {}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import resource
 import select
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from survive.address import UNIX
+from survive.host.affinity import confined
 from survive.load.alarm import Alarm
 from survive.plan.model import Plan
 from survive.scenario.model import Scenario
@@ -20,11 +22,17 @@ _PRESSURE = Path("/proc/pressure/cpu")
 _PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
-def wake_noise_us(for_s: float = NOISE_FOR_S) -> tuple[int, int]:
-    """p50 and p99 of how late a bare timer wakes this process, in µs: nobody here can be earlier.
+def wake_noise_us(cores: Sequence[int] = (), for_s: float = NOISE_FOR_S) -> tuple[int, int]:
+    """p50 and p99 of how late a bare timer wakes this thread, in µs: nobody there can be earlier.
 
-    Blocks for that long; what it measures is of this moment and of the cores we may run on.
+    Blocks for that long; what it measures is of this moment and of those cores (() = those that we
+    may run on).
     """
+    with confined(cores):
+        return _lateness_us(for_s)
+
+
+def _lateness_us(for_s: float) -> tuple[int, int]:
     alarm, late = Alarm(), []
     due = time.monotonic_ns()
     try:

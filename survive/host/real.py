@@ -26,6 +26,7 @@ from survive.chaos.remote import AgentConfig, RemoteAgent
 from survive.clock import Clock, LoopClock
 from survive.contracts import Json
 from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError
+from survive.host.affinity import Division, confined, division_of
 from survive.host.command import RunContext
 from survive.host.machine import Stalls, wake_noise_us
 from survive.host.probing import make_probing
@@ -45,11 +46,14 @@ def perform_real(
     context: RunContext, writer: RecordWriter, display: Display
 ) -> SurviveError | None:
     """One run in real time. Returns the error that ended it before t = 0, if one did."""
-    return asyncio.run(_perform(context, writer, display))
+    workers = context.workers
+    division = division_of(context.scenario, workers.count, workers.expected)
+    with confined(division.rest if division else ()):
+        return asyncio.run(_perform(context, writer, display, division))
 
 
 async def _perform(
-    context: RunContext, writer: RecordWriter, display: Display
+    context: RunContext, writer: RecordWriter, display: Display, division: Division | None
 ) -> SurviveError | None:
     stop = Stop()
     scratch = Path(tempfile.mkdtemp(prefix="survive-"))
@@ -82,7 +86,7 @@ async def _perform(
         )
         pipes.handed_over()
         probe_pipes.handed_over()
-        host = RealHost(context, agent, clock, pipes, probe_pipes, scratch)
+        host = RealHost(context, agent, clock, pipes, probe_pipes, scratch, division)
         run = Run(
             context.scenario,
             context.plan,
@@ -192,8 +196,10 @@ class RealHost:
         pipes: _Pipes,
         probe_pipes: _Pipes,
         scratch: Path,
+        division: Division | None = None,
     ) -> None:
         self.agent: AgentPort = agent
+        self._division = division
         self._remote = agent
         self._clock = clock
         self._context = context
@@ -226,6 +232,7 @@ class RealHost:
             "kinds": [kind.to_json() for kind in kinds],
             "address": address,
             "authority": self._authority(),
+            "cores": [*self._load_cores],
         }
         spec.touch(mode=0o600)  # it holds the bearer key
         spec.write_text(json.dumps(document), encoding="utf-8")
@@ -251,6 +258,11 @@ class RealHost:
             raise HarnessError(f"the load was not ready within {within_s:.0f} s") from None
         if not isinstance(message, Ready):
             raise HarnessError("the load reported before it was ready")
+
+    @property
+    def _load_cores(self) -> tuple[int, ...]:
+        """One a worker; () = wherever the kernel puts them."""
+        return self._division.load if self._division else ()
 
     def _authority(self) -> str:
         """PEM text of the authority that the entry is verified with; "" = the system's.
@@ -316,7 +328,7 @@ class RealHost:
 
     async def begin(self) -> None:
         """See Host."""
-        self._wake_us = await asyncio.to_thread(wake_noise_us)
+        self._wake_us = await asyncio.to_thread(wake_noise_us, self._load_cores)
         self._stalls = Stalls()
         origin_s = time.monotonic() + BEGIN_IN_S
         self._clock.origin_s = origin_s
@@ -359,6 +371,7 @@ class RealHost:
             "load_cores": round(used["load"], 4),
             "chaos_cores": round(used["chaos"], 4),
             **self._machine(),
+            **({"affinity": self._division.to_json()} if self._division else {}),
         }
 
     def _machine(self) -> dict[str, Json]:

@@ -20,7 +20,7 @@ import json
 import logging
 import resource
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gevent
@@ -135,6 +135,13 @@ def allow_fds(lanes: int) -> None:
                 f"{lanes} lanes need {needed} file descriptors, the hard limit is {hard}"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def go_to_core(spec: Mapping[str, Any], worker: int) -> None:
+    """This thread goes to the core of that worker, if the spec has one for it."""
+    cores = spec.get("cores", ())
+    if worker < len(cores):
+        os.sched_setaffinity(0, {cores[worker]})
 
 
 def user_class(host: Callable[[], None]) -> type[locust.User]:

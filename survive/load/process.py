@@ -4,8 +4,9 @@ Locust's LocalRunner hosts one user, and that user hosts the lanes. With ``--wor
 process is Locust's master instead, and N forks of it (or ``--expect N`` machines that run
 ``survive worker``) host the lanes; see fabric.py.
 
-Spec: ``{"plan": …, "kinds": […], "address": …, "authority": PEM text}`` (see survive.address; no
-authority = the system's). Control, lines of JSON:
+Spec: ``{"plan": …, "kinds": […], "address": …, "authority": PEM text, "cores": […]}`` (see
+survive.address; no authority = the system's; a core for each worker, none = any). Control, lines
+of JSON:
 ``{"start": µs of CLOCK_MONOTONIC at t = 0}``, ``{"stop": true}``. Report: see wire.py.
 The end of the control pipe means that the parent is gone: leave at once. Exit 0 after the last
 frame, 6 if this host cannot run it, 70 for a bug of ours, 143 if the parent went away.
@@ -19,6 +20,7 @@ from survive.load.locust_host import (
     Pipe,
     allow_fds,
     die_of,
+    go_to_core,
     leave,
     user_class,
 )  # Locust comes first of all
@@ -46,6 +48,7 @@ def run(spec_file: Path, control_fd: int, pipe: Pipe) -> None:
     plan = Plan.from_json(spec["plan"])
     kinds = [CompiledKind.from_json(kind) for kind in spec["kinds"]]
     allow_fds(plan.lanes)
+    go_to_core(spec, 0)
 
     def fail(error: BaseException) -> None:
         gevent.spawn(die_of, error, pipe)

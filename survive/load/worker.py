@@ -8,7 +8,13 @@ nothing was heard of the master for five seconds.
 # ruff: noqa: I001
 from __future__ import annotations
 
-from survive.load.locust_host import RefusedHere, allow_fds, leave, user_class  # Locust first
+from survive.load.locust_host import (
+    RefusedHere,
+    allow_fds,
+    go_to_core,
+    leave,
+    user_class,
+)  # Locust comes first of all
 
 import gc
 import os
@@ -138,6 +144,7 @@ class _Worker:
             plan = Plan.from_json(work["plan"])
             kinds = [CompiledKind.from_json(kind) for kind in work["kinds"]]
             allow_fds(-(-plan.lanes // work["workers"]))
+            go_to_core(work, work["worker"])
             self._engine = Engine(
                 plan, kinds, work["address"], self._report, self._fail,
                 work["worker"], work["workers"], work.get("authority", ""),

@@ -221,6 +221,7 @@ class LoadSpec:
     phases: tuple[Phase, ...]
     trace_us: tuple[int, ...] = ()  # moments of a trace that is replayed, from its first
     max_extend_us: int = 60_000_000  # of the last phase, by `--inconclusive extend`
+    affinity: str = "none"  # | auto: see survive.host.affinity
 
     @property
     def end_us(self) -> int:

@@ -387,6 +387,11 @@ class LoadModel(Strict):
         60_000_000,
         description="By how much `--inconclusive extend` may prolong the last phase. Default 60s.",
     )
+    affinity: Literal["none", "auto"] = Field(
+        "none",
+        description="`auto`: each load worker on a core of its own and all else that the run "
+        "starts on the others, if there are enough. Default none: the kernel decides.",
+    )
     phases: list[PhaseModel] = Field(min_length=1, description="In order of time.")
 
 

@@ -215,7 +215,10 @@ def make_load(check: Check, requests: Mapping[str, RequestKind]) -> LoadSpec:
             f"{lanes} lanes are fewer than the {needed} that {show_rps(float(peak))} with "
             f"timeouts of {show_us(timeout)} can need; waiting for a lane counts as latency"
         )
-    return LoadSpec(arrivals, model.scale, lanes, needed, tuple(phases), trace_us, model.max_extend)
+    return LoadSpec(
+        arrivals, model.scale, lanes, needed, tuple(phases), trace_us, model.max_extend,
+        model.affinity,
+    )  # fmt: skip
 
 
 def _arrivals(check: Check, model: LoadModel) -> tuple[str, tuple[int, ...]]:

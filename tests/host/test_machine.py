@@ -17,7 +17,7 @@ SCENARIO = Path(__file__).resolve().parents[2] / "scenarios/quickstart.survive.y
 
 
 def test_a_bare_timer_is_late_by_something() -> None:
-    p50, p99 = machine.wake_noise_us(0.02)
+    p50, p99 = machine.wake_noise_us(for_s=0.02)
     assert 0 <= p50 <= p99 < 10_000_000
 
 
