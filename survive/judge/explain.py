@@ -69,12 +69,9 @@ def _timeline(scenario: Scenario, plan: Plan, fault_of: FaultOf) -> list[str]:
     for window in plan.faults:
         fault = scenario.faults[window.fault]
         watched = f"recovery watched until {_at(window.recovery_end_us)}"
-        grade = fault_of(fault.kind).grade
-        moments.append(
-            _Moment(
-                window.inject_us, f"  inject {fault.name}: {fault.kind} ({grade}) on {_on(fault)}"
-            )
-        )
+        kind = fault_of(fault.kind)
+        done = f"  inject {fault.name}: {fault.kind} ({kind.grade}) on {_on(fault, kind)}"
+        moments.append(_Moment(window.inject_us, done))
         if window.held:
             moments.append(_Moment(window.heal_us, f"  heal {fault.name}; {watched}"))
         else:
@@ -104,8 +101,10 @@ def _phase(phase: Phase) -> str:
     return f"phase {phase.name}: {rate} for {span}, {expected(phase):,.0f} expected{label}"
 
 
-def _on(fault: FaultPlan) -> str:
-    return fault.link or f"{fault.count} of {fault.service}"
+def _on(fault: FaultPlan, kind: Fault) -> str:
+    if not fault.service:
+        return fault.link or "the target"
+    return f"{'all' if getattr(kind, 'rolling', False) else fault.count} of {fault.service}"
 
 
 def _faults(scenario: Scenario, fault_of: FaultOf) -> list[str]:
@@ -116,7 +115,7 @@ def _faults(scenario: Scenario, fault_of: FaultOf) -> list[str]:
     for fault in scenario.faults.values():
         kind = fault_of(fault.kind)
         lines += [
-            f"  {fault.name}: hits {_on(fault)}; privileges: {kind.privileges or 'none'}",
+            f"  {fault.name}: hits {_on(fault, kind)}; privileges: {kind.privileges or 'none'}",
             f"    certifies: {kind.certifies}",
             f"    does not certify: {kind.does_not_certify}",
         ]

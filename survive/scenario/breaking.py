@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -27,6 +28,7 @@ from survive.scenario.timing import check_caps, check_inside_load, repeats
 from survive.scenario.tree import Path as Loc
 from survive.units import UnitError, duration_us, show_us
 
+_HOW_MANY = ("count", "share")
 _AT = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)\s*\+\s*(\S+)")
 
 
@@ -56,13 +58,23 @@ def _fault(check: Check, name: str, model: FaultModel, load: LoadSpec) -> list[F
         for_us=model.for_,
         service=model.service or "",
         link=LINKS_JOINED_BY.join(model.link or ()),
-        count=model.count or 1,
+        count=_count(check, model),
         settings=dict(model.with_),
     )
     planned = repeats(check, path, model, once)
     if at_us is not None and _times_sound(check):
         check_inside_load(check, path, planned, load)
     return planned
+
+
+def _count(check: Check, model: FaultModel) -> int:
+    """How many replicas: as said, or the share of those that serve, never more than was said."""
+    name = model.service or ""
+    if model.share is None or name not in check.services or not check.knows("services", name):
+        return model.count or 1
+    service = check.spec.services[name]
+    awake = service.replicas - service.standby
+    return max(1, math.floor(model.share * awake + 1e-9))  # 0.29 × 100 is 28.999…
 
 
 def _times_sound(check: Check) -> bool:
@@ -138,7 +150,7 @@ def _check_hold(check: Check, path: Loc, model: FaultModel, fault: Fault) -> Non
 
 def _check_needs(check: Check, path: Loc, model: FaultModel, fault: Fault) -> None:
     if fault.needs is Needs.TARGET:
-        for given in ("service", "link", "count"):
+        for given in ("service", "link", *_HOW_MANY):
             if getattr(model, given) is not None:
                 said = f"{model.kind} acts on the target as a whole"
                 check.wrong((*path, given), said, "remove the key", key=True)
@@ -153,8 +165,23 @@ def _check_needs(check: Check, path: Loc, model: FaultModel, fault: Fault) -> No
             f"use `{needed}:`",
             key=True,
         )
-    if needed == "link" and model.count is not None:
-        check.wrong((*path, "count"), "a link is hit as a whole", "remove the key", key=True)
+    _check_how_many(check, path, model, fault)
+
+
+def _check_how_many(check: Check, path: Loc, model: FaultModel, fault: Fault) -> None:
+    """``count`` or ``share``, and neither where nothing is to be chosen."""
+    given = [key for key in _HOW_MANY if getattr(model, key) is not None]
+    if len(given) > 1:
+        check.wrong((*path, "share"), "count and share say the same", "keep one", key=True)
+    elif given and fault.needs is Needs.LINK:
+        calls = any(setting.name == "share" for setting in fields(fault.settings))
+        hint = "a share of the calls is `with: {share: ...}`" if calls else "remove the key"
+        check.wrong((*path, given[0]), "a link is hit as a whole", hint, key=True)
+    elif given and getattr(fault, "rolling", False):
+        said = f"{model.kind} hits every replica, one after another"
+        check.wrong((*path, given[0]), said, "remove the key", key=True)
+    elif model.share == 0:
+        check.wrong((*path, "share"), "a fault that hits nobody proves nothing", "write more")
 
 
 def _choices(check: Check, needed: str) -> str:

@@ -406,6 +406,11 @@ class FaultModel(Strict):
     count: int | None = Field(
         None, ge=1, le=1000, description="How many replicas of the service. Default 1."
     )
+    share: Share | None = Field(
+        None,
+        description="Instead of count: this share of the service's replicas (spares that sleep do "
+        "not count), rounded down, one at least. A share of *calls* stands in `with`.",
+    )
     at: Moment = Field(description="From the start (30s) or from a phase (production + 8s).")
     for_: Duration | None = Field(
         None, alias="for", description="How long a held fault stays; one-shots have none."
