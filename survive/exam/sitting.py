@@ -24,6 +24,7 @@ from survive.judge.judge import judge
 from survive.judge.verdict import Verdict, Word
 from survive.record.reader import Record
 from survive.record.writer import LiveView, RecordWriter
+from survive.scenario.lengths import LENGTHS
 from survive.scenario.loader import load_scenario
 from survive.scenario.model import Scenario
 
@@ -81,8 +82,8 @@ def key_of(sitting: Sitting) -> str:
         scenario = scenario_of(sitting)
     except ValueError as error:
         return _digest(str(sitting), str(error))
-    data = [scenario.folder / k.data for k in scenario.requests.values() if k.data is not None]
-    texts = [path.read_text(encoding="utf-8") for path in data]
+    files = [k.data for k in scenario.requests.values() if k.data and str(k.data) not in LENGTHS]
+    texts = [(scenario.folder / file).read_text(encoding="utf-8") for file in files]
     services = _code(scenario.target.folder) if scenario.target.folder.is_dir() else ""
     return _digest(
         sitting.host, *map(_text, (scenario.raw, scenario.raw_target)), *texts, own_code(), services

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from survive.contracts import Json
 from survive.errors import Problem, ScenarioError, Where
 from survive.load.checks import AnswerCheck
+from survive.scenario.lengths import LENGTHS, preset_rows
 from survive.scenario.model import Expect, ProbeCall, RequestKind, Retries, Scenario
 from survive.scenario.traces import with_lengths
 from survive.transport import Headers, Request
@@ -135,6 +136,8 @@ def _check_of(expect: Expect) -> AnswerCheck | None:
 def _rows(folder: Path, kind: RequestKind, problems: list[Problem]) -> list[Row]:
     if kind.data is None:
         return [{}]
+    if str(kind.data) in LENGTHS:
+        return [*preset_rows(str(kind.data))]
     path = kind.data if kind.data.is_absolute() else folder / kind.data
     try:
         if path.stat().st_size > MAX_DATA_BYTES:

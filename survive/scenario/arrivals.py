@@ -11,12 +11,12 @@ Measured from those files:
 | azure-conv | 19,366 | 5.5/s | 1.09 | 1.8 | 1020, 2735, 4142 | 129, 424, 601 |
 | azure-code | 8,819 | 2.6/s | 13.2 | 12.8 | 1469, 5188, 7436 | 13, 55, 252 |
 
-A preset takes the CV and nothing else: rates are the phases', lengths the requests'. And a gamma
-process with the CV of a trace is not that trace. Index of dispersion of counts per second, per
-10 s, per minute: azure-code has 13, 71, 161 in the trace and about 67, 100, 125 here, for the gaps
-inside a burst are nearly nothing (93 % below 0.1 ms at the trace's rate; in the trace 6 %):
-seconds are harsher than life, minutes alike. azure-conv has 1.4, 4.0, 21 in the trace, whose rate
-drifts, and 1.2, 1.3, 3.4 here: let phases drift.
+The word takes the CV and nothing else: rates are the phases', and lengths are rows of the requests
+(``data: azure-conv``, see lengths.py). And a gamma process with the CV of a trace is not that
+trace. Index of dispersion of counts per second, per 10 s, per minute: azure-code has 13, 71, 161 in
+the trace and about 67, 100, 125 here, for the gaps inside a burst are nearly nothing (93 % below
+0.1 ms at the trace's rate; in the trace 6 %): seconds are harsher than life, minutes alike. azure-
+conv has 1.4, 4.0, 21 in the trace, whose rate drifts, and 1.2, 1.3, 3.4 here: let phases drift.
 What is due at the same instant can only be sent one after the other: send lag is larger under
 azure-code (p99 8 ms at 69/s on two busy cores, seen once) than under Poisson, and is counted: over
 10 ms for more than 1 % makes a run inconclusive, as always.

@@ -257,7 +257,10 @@ class RequestModel(Strict):
     )
     auth: Name = Field("bearer", description=_AUTH)
     data: Text | None = Field(
-        None, description="A .jsonl or .csv file beside the scenario; each row is one {{ row }}."
+        None,
+        description="A .jsonl or .csv file beside the scenario; each row is one {{ row }}. Or "
+        "azure-conv, azure-code: a thousand rows with the lengths of those public traces, as "
+        "input_tokens, output_tokens, and prompt (as many words).",
     )
     expect: ExpectModel = Field(
         ExpectModel.model_construct(status=None, stream=None, tokens=None, is_json=False, has=None),

@@ -11,6 +11,7 @@ from survive.catalog import nearest
 from survive.scenario.arrivals import bursty, lanes_needed, traced
 from survive.scenario.check import Check, is_streamed
 from survive.scenario.data import Variable, data_problem, variables
+from survive.scenario.lengths import FIELDS, LENGTHS
 from survive.scenario.model import (
     Expect,
     LoadSpec,
@@ -173,6 +174,10 @@ def _check_templates(check: Check, name: str, model: RequestModel) -> None:
                 "name a file: `data: rows.jsonl`",
                 key=True,
             )
+    elif model.data in LENGTHS:
+        for field in sorted(rows.difference(FIELDS)):
+            hint = nearest(field, [*FIELDS])
+            check.wrong((*path, "data"), f"the rows of {model.data} have no {field!r}", hint)
     elif not check.stored:
         problem = data_problem(check.folder / model.data, rows)
         if problem is not None and problem.where.line:

@@ -245,6 +245,14 @@ def test_bursty_counts_are_dispersed_by_the_square_of_cv(arrivals, least, most):
     assert least < per_second.var() / per_second.mean() < most
 
 
+@pytest.mark.parametrize(("arrivals", "cv"), [("azure-conv", 1.1), ("azure-code", 13.2)])
+def test_presets_have_the_variation_of_their_traces(arrivals, cv):
+    got = times(Schedule(7, arrivals, [phase("flat", 0, 4000, 50)], list(SHARES)))
+    between = np.diff(got)
+    assert len(got) == pytest.approx(200_000, rel=0.1)
+    assert between.std() / between.mean() == pytest.approx(cv, rel=0.05)
+
+
 def test_bursty_gaps_follow_each_other_without_memory():
     drawn = gaps(13, 2, 3)
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 4 / math.sqrt(len(drawn))
