@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -406,6 +407,7 @@ def _write_manifest(context: RunContext, virtual: bool) -> None:
             "argv": list(sys.argv[1:]),
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "lanes": "compiled" if find_spec("survive.load._fastlanes") else "python",
         },
     )
 

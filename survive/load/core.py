@@ -28,6 +28,7 @@ from survive.load.sse import StreamReader
 from survive.load.stripes import Striped, Table
 from survive.load.template import CompiledKind
 from survive.plan.arrivals import Block
+from survive.plan.chance import I64
 from survive.plan.model import Plan
 from survive.record.hdr import HIGHEST_US, LOWEST_US
 from survive.record.samples import HARNESS, Counts, Frame, Key, Outcome, Series
@@ -85,7 +86,7 @@ class _Rows:
             self.raw = array("q")
 
 
-def buckets(values_us: npt.NDArray[np.int64]) -> _Buckets:
+def buckets(values_us: I64) -> _Buckets:
     """Bucket of each value, clamped to the trackable range; hdr.index_of for whole arrays."""
     clamped = np.clip(values_us, LOWEST_US, HIGHEST_US)
     shift = np.frexp((clamped | 2047).astype(np.float64))[1].astype(np.int64) - 11
@@ -115,11 +116,9 @@ class Filing:
         """Index of the slice that holds a moment; the last one for the drain."""
         return max(0, bisect_right(self._starts, t_us) - 1)
 
-    def slices_of(self, times_us: npt.NDArray[np.int64]) -> list[int]:
+    def slices_of(self, times_us: I64) -> I64:
         """The same for many."""
-        found = np.searchsorted(self._slice_starts, times_us, side="right") - 1
-        indices: list[int] = np.maximum(found, 0).tolist()
-        return indices
+        return np.maximum(np.searchsorted(self._slice_starts, times_us, side="right") - 1, 0)
 
     def crossed(self, intended_us: int, end_us: int) -> int:
         """Index of the first mark in (intended, end], else −1."""
@@ -128,6 +127,10 @@ class Filing:
             return -1
         first = bisect_right(marks, intended_us)
         return first if first < len(marks) and marks[first] <= end_us else -1
+
+    def names(self) -> list[tuple[str, str]]:
+        """Replicas heard of so far: as the header said it, and as it is shown. The first is ""."""
+        return list(self._names.items())
 
     def who(self, replica: str) -> str:
         """A replica id fit for a tag: short, plain, and from a bounded set."""
@@ -207,18 +210,19 @@ class Filing:
 
     def unsent_future(self, block: Block) -> None:
         """The same for a block that was not due yet: its requests have waited for nothing."""
-        slices = np.asarray(self.slices_of(block.intended_us))
         places, counts = np.unique(
-            np.stack([slices, block.kind], axis=1), axis=0, return_counts=True
+            np.stack([self.slices_of(block.intended_us), block.kind], axis=1),
+            axis=0,
+            return_counts=True,
         )
         for (where, kind), count in zip(places.tolist(), counts.tolist(), strict=True):
             key = Key(where, self._kinds[kind], -1, Series.LATENCY, str(Outcome.UNSENT))
             self.add(key, (0,) * count)
 
-    def lost(self, intended_us: npt.NDArray[np.int64], kinds: npt.NDArray[np.int64]) -> None:
+    def lost(self, intended_us: I64, kinds: I64) -> None:
         """Arrivals whose owner was gone: nobody knows their fate, or nobody sent them."""
         places, counts = np.unique(
-            np.stack([np.asarray(self.slices_of(intended_us), dtype=np.int64), kinds], axis=1),
+            np.stack([self.slices_of(intended_us), kinds], axis=1),
             axis=0,
             return_counts=True,
         )
@@ -230,20 +234,26 @@ class Filing:
         if count:
             self.add(Key(where, kind, -1, Series.LATENCY, str(Outcome.LOST)), (0,) * count)
 
-    def expired(self, block: Block, part: slice, deadline_of: npt.NDArray[np.int64]) -> None:
+    def expired(self, block: Block, part: slice, deadline_of: I64) -> None:
         """A stretch of a block that was never sent in time: each ends at its deadline."""
         intended, kinds = block.intended_us[part], block.kind[part]
         ends = intended + deadline_of[kinds]
         first = np.searchsorted(self._mark_times, intended, side="right")
         crossed = np.where(self._mark_times[first] <= ends, first, -1)
         places, counts = np.unique(
-            np.stack([np.asarray(self.slices_of(intended)), kinds, crossed], axis=1),
+            np.stack([self.slices_of(intended), kinds, crossed], axis=1),
             axis=0,
             return_counts=True,
         )
         for (where, kind, mark), count in zip(places.tolist(), counts.tolist(), strict=True):
-            key = Key(where, self._kinds[kind], mark, Series.LATENCY, str(Outcome.EXPIRED))
-            self.add(key, (int(deadline_of[kind]),) * count)
+            self.expired_so_many(where, kind, mark, int(deadline_of[kind]), count)
+
+    def expired_so_many(
+        self, where: int, kind: int, crossed: int, deadline_us: int, count: int
+    ) -> None:
+        """So many of one group were never sent; ``deadline_us`` from their intended start."""
+        key = Key(where, self._kinds[kind], crossed, Series.LATENCY, str(Outcome.EXPIRED))
+        self.add(key, (deadline_us,) * count)
 
     def cut(self, at_us: int, done: bool = False) -> Frame:
         """Everything since the last cut. The last frame also shows what was never settled."""
@@ -262,6 +272,14 @@ class Filing:
         sets = tuple((key, _counts(parts[key])) for key in sorted(parts))
         self._groups, self._extra = {}, {}
         return Frame(at_us, sets, done)
+
+    def ordinary(self, where: int, kind: int, crossed: int, who: str, rows: bytes) -> None:
+        """Requests that ended well in FastLanes: u16 bucket numbers, five a request."""
+        group = (where, kind, crossed, Outcome.OK, who, "", _OK)
+        held = self._groups.get(group)
+        if held is None:
+            held = self._groups[group] = _Rows(len(_OK))
+        held.chunks.append(np.frombuffer(rows, np.uint16).reshape(-1, len(_OK)))
 
     def _file(self, group: _Group, row: tuple[int, ...]) -> None:
         rows = self._groups.get(group)
@@ -303,17 +321,18 @@ class Cursor:
     def __init__(self, plan: Plan, blocks: Iterator[Block], filing: Filing) -> None:
         self._blocks = blocks
         self._filing = filing
-        self._deadlines = [plan.deadline_us(kind) for kind in range(len(plan.kinds))]
-        self._deadline_of = np.array(self._deadlines, dtype=np.int64)
+        self.deadlines = [plan.deadline_us(kind) for kind in range(len(plan.kinds))]
+        self._deadline_of = np.array(self.deadlines, dtype=np.int64)
         self._block = Block(0, *(np.empty(0, dtype=np.int64) for _ in range(3)))
         self._at = self._count = 0
         self._last = -1  # number of the last arrival that was handed out or has expired
-        self._numbers: Sequence[int] = ()
+        self._numbers: Sequence[int] | I64 = ()
         self._due: int | None = None
-        self._intended: list[int] = []
-        self._kinds: list[int] = []
-        self._rows: list[int] = []
-        self._slices: list[int] = []
+        # Lists, since a lane takes from them one by one; arrays where FastLanes does.
+        self._intended: list[int] | I64 = []
+        self._kinds: list[int] | I64 = []
+        self._rows: list[int] | I64 = []
+        self._slices: list[int] | I64 = []
         self._load()
 
     def next_due_us(self) -> int | None:
@@ -332,12 +351,8 @@ class Cursor:
             at = self._at
             self._last = number = self._numbers[at]
             job = Job(number, due, self._kinds[at], self._rows[at], self._slices[at], lane_free_us)
-            self._at = at = at + 1
-            if at < self._count:
-                self._due = self._intended[at]
-            else:
-                self._load()
-            deadline = due + self._deadlines[job.kind]
+            self._go(at + 1)
+            deadline = due + self.deadlines[job.kind]
             if now_us <= deadline:
                 return job
             self._filing.settle(job, deadline, Outcome.EXPIRED, "", "", None, None)
@@ -349,17 +364,13 @@ class Cursor:
         Whole stretches at once: far above what the target can take, nearly every arrival ends
         here, and a lane that became free must not wait while they are filed one by one.
         """
-        while self._due is not None and self._due + self._deadlines[self._kinds[self._at]] < now_us:
+        while self._due is not None and self._due + self.deadlines[self._kinds[self._at]] < now_us:
             block, at = self._block, self._at
             alive = block.intended_us[at:] + self._deadline_of[block.kind[at:]] >= now_us
             end = at + int(np.argmax(alive)) if alive.any() else self._count
             self._filing.expired(block, slice(at, end), self._deadline_of)
-            self._last = self._numbers[end - 1]
-            self._at = end
-            if end < self._count:
-                self._due = self._intended[end]
-            else:
-                self._load()
+            self._last = int(self._numbers[end - 1])
+            self._go(end)
 
     def restripe(self, at_us: int, table: Table, now_us: int) -> None:
         """Others own what from ``at_us`` on; what came too late for us is filed as lost."""
@@ -380,10 +391,11 @@ class Cursor:
         """
         while self._due is not None:
             at = self._at
-            kinds = self._kinds[at:]
-            rest = _Waiting(
-                self._intended[at:], kinds, self._slices[at:], [self._deadlines[k] for k in kinds]
+            intended, kinds, slices = (
+                np.asarray(column[at:]).tolist()
+                for column in (self._intended, self._kinds, self._slices)
             )
+            rest = _Waiting(intended, kinds, slices, [self.deadlines[k] for k in kinds])
             self._filing.unsent(rest, now_us)
             block = next(self._blocks, None)
             while block is not None and block.intended_us[0] > now_us:
@@ -394,6 +406,13 @@ class Cursor:
     def _load(self) -> None:
         self._enter(next(self._blocks, None))
 
+    def _go(self, at: int) -> None:
+        self._at = at
+        if at < self._count:
+            self._due = self._intended[at]
+        else:
+            self._load()
+
     def _enter(self, block: Block | None) -> None:
         self._at = 0
         if block is None:
@@ -403,7 +422,7 @@ class Cursor:
         self._intended = block.intended_us.tolist()
         self._kinds = block.kind.tolist()
         self._rows = block.row.tolist()
-        self._slices = self._filing.slices_of(block.intended_us)
+        self._slices = self._filing.slices_of(block.intended_us).tolist()
         self._count = len(self._intended)
         self._numbers = (
             range(block.first, block.first + self._count)

@@ -25,7 +25,8 @@ from greenlet import greenlet  # type: ignore[import-untyped,unused-ignore]
 
 from survive.address import Address
 from survive.load.alarm import Alarm
-from survive.load.core import Cursor, Exchange, Filing, Job, LanePool, rules
+from survive.load.core import Exchange, Filing, Job, rules
+from survive.load.desk import IDLE_ENDED, SPIN_US, Handed, make_desk
 from survive.load.http1 import AnswerReader, NotHttpError, encode
 from survive.load.leases import LEASE_US
 from survive.load.secure import Secure
@@ -39,8 +40,6 @@ from survive.record.samples import Frame
 from survive.transport import Broken
 from survive.units import SECOND
 
-NO_END_US = 1 << 62
-SPIN_US = 60  # idle spin before an arrival: p50 of the lag falls from 17 to 5 us
 SWEEP_S = 0.05  # how often deadlines are looked at
 BLOCKED_NS = 20_000  # a shorter poll found something ready: it was no idling
 SWEEP_NS = round(SWEEP_S * 1e9)  # so no poll should last longer
@@ -83,22 +82,28 @@ class Engine:
         blocks: Iterator[Block] = Schedule.of(plan).blocks()
         if workers > 1:
             blocks = Striped(blocks, Ownership.of(workers), worker)
-        self._cursor = Cursor(plan, blocks, self.filing)
-        self._pool: LanePool[Lane] = LanePool(-(-plan.lanes // workers))
-        self._lease_us = NO_END_US if workers == 1 else LEASE_US  # it sends until then
-        self._last_due_us = 0 if workers == 1 else plan.end_us  # others' work may become ours
         self._lanes: list[Lane] = []
+        self._desk = make_desk(
+            plan, blocks, self.filing, self.rules, self.payloads, self.head_only,
+            -(-plan.lanes // workers), self._lanes, self._new_lane, self.now_us,
+            secure=self.secure is not None,
+        )  # fmt: skip
+        self._cursor = self._desk.cursor
+        if workers > 1:
+            self._desk.lease_us = LEASE_US  # it sends until then
+        self._last_due_us = 0 if workers == 1 else plan.end_us  # others' work may become ours
         self._report, self._fail = report, fail
         self._origin_ns = 0
         self._alarm = Alarm()
         self._armed: int | None = None
         self._second = 0
-        self._waited = self._idle_ns = self._blocked_at_ns = self._awake_ns = 0
+        self._idle_ns = self._blocked_at_ns = self._awake_ns = 0
         self._stalls = Stalls()
         self._switches = 0  # voluntary ones of this thread, at the last idle poll
         self._counted = False  # this turn's poll is in _idle_ns already
         self._running = False
         self._watch_alarm = self.loop.io(self._alarm.fd, _READ)
+        self._watch_desk = self.loop.io(self._desk.fd, _READ) if self._desk.fd >= 0 else None
         self._spin = self.loop.idle()
         self._sweep = self.loop.timer(SWEEP_S, SWEEP_S)
         self._prepare = self.loop.prepare()
@@ -109,9 +114,12 @@ class Engine:
     def start(self, origin_us: int) -> None:
         """Begin; t = 0 of the run is that moment of CLOCK_MONOTONIC, in µs."""
         self._origin_ns = origin_us * 1000
+        self._desk.begin(self._origin_ns)
         self._running = True
         self._awake_ns = time.monotonic_ns()
         self._watch_alarm.start(self._guarded(self._alarmed))
+        if self._watch_desk is not None:
+            self._watch_desk.start(self._guarded(self._pace))
         self._sweep.start(self._guarded(self._swept))
         self._prepare.start(self._before_block)
         self._check.start(self._after_block)
@@ -123,7 +131,7 @@ class Engine:
 
     def renew(self, until_us: int) -> None:
         """Nobody else sends this worker's part until then. From the hub."""
-        self._lease_us = max(self._lease_us, until_us)
+        self._desk.lease_us = max(self._desk.lease_us, until_us)
         self._guarded(self._pace)()
 
     def restripe(self, at_us: int, table: Table) -> None:
@@ -139,18 +147,9 @@ class Engine:
 
     def next_job(self, lane: Lane, now_us: int) -> Job | None:
         """A lane is free: an overdue arrival for it, or None and it is parked."""
-        self._pool.park(lane, now_us)
-        if not self._running or now_us > self._lease_us:
-            return None
-        since = self._pool.free_since()
-        assert since is not None, "this very lane is free"
-        job = self._cursor.take(now_us, since)
-        if job is None:
+        job = self._desk.freed(lane, now_us, takes=self._running)
+        if job is None and self._running:
             self._rearm(now_us)
-            return None
-        self._pool.take()  # last in, first out: this lane
-        if job.free_us > job.intended_us:
-            self._waited += 1
         return job
 
     def broke(self, error: BaseException) -> None:
@@ -169,22 +168,14 @@ class Engine:
 
     def _pace(self) -> None:
         """Hand out what is due, then sleep until just before what is next. In the hub."""
-        while self._running:
-            now = self.now_us()
-            due, since = self._cursor.next_due_us(), self._pool.free_since()
-            if due is None or since is None or due > now or now > self._lease_us:
-                break
-            job = self._cursor.take(now, since)
-            if job is not None:
-                lane = self._pool.take() or self._new_lane()
-                lane.switch(job)
+        if self._running:
+            self._desk.hand_out()
         self._rearm(self.now_us())
 
     def _rearm(self, now_us: int) -> None:
         """Wake up for the next arrival if a lane is free for it, else when one is."""
-        due = self._cursor.next_due_us()
-        idle = due is None or self._pool.free_since() is None or now_us > self._lease_us
-        if due is None or idle or not self._running:
+        due = self._desk.next_due_us()
+        if due is None or now_us > self._desk.lease_us or not self._running:
             self._spin.stop()
         elif due - now_us <= SPIN_US:
             if not self._spin.active:
@@ -205,7 +196,7 @@ class Engine:
             self._pace()
 
     def _new_lane(self) -> Lane:
-        lane = Lane(self)
+        lane = Lane(self, len(self._lanes))
         self._lanes.append(lane)
         return lane
 
@@ -219,23 +210,26 @@ class Engine:
             exchange = lane.exchange
             if exchange is not None and now >= exchange.deadline_us:
                 lane.switch(LATE)
+        self._desk.wake_late(now, LATE)
         self._cursor.expire(now)
         if now >= (self._second + 1) * SECOND:
             self._cut_second(now)
         self._finish_if_drained()
 
     def _cut_second(self, now_us: int) -> None:
-        idle_us = min(self._idle_ns // 1000, now_us - self._second * SECOND)
-        starved = self._waited > 0 and idle_us < IDLE_FLOOR_US
-        self.filing.harness(self._second * SECOND, idle_us, self._waited if starved else None)
+        waited, spun_ns = self._desk.second()
+        idle_us = min((self._idle_ns + spun_ns) // 1000, now_us - self._second * SECOND)
+        starved = waited > 0 and idle_us < IDLE_FLOOR_US
+        self.filing.harness(self._second * SECOND, idle_us, waited if starved else None)
         self.filing.stalled(self._second * SECOND, *self._stalls.take())
-        self._waited = self._idle_ns = 0
+        self._idle_ns = 0
         self._second = now_us // SECOND
         self._cursor.forget(now_us)
+        self._desk.file(self.filing)
         self._report(self.filing.cut(now_us))
 
     def _finish_if_drained(self) -> None:
-        busy = any(lane.exchange is not None for lane in self._lanes)
+        busy = self._desk.busy or any(lane.exchange is not None for lane in self._lanes)
         over = self._cursor.next_due_us() is None and self.now_us() >= self._last_due_us
         if self._running and over and not busy:
             self._end()
@@ -247,6 +241,7 @@ class Engine:
         for lane in list(self._lanes):
             if lane.exchange is not None:
                 lane.switch(STOP)
+        self._desk.wake_busy(STOP)
         self._cursor.stop(self.now_us())
         self._end()
 
@@ -254,12 +249,17 @@ class Engine:
         self._running = False
         self._quiet()
         self.filing.stalled(self._second * SECOND, *self._stalls.take())
+        self._desk.file(self.filing)
         self._report(self.filing.cut(self.now_us(), done=True))
         self.finished.set()
 
     def _quiet(self) -> None:
-        for watcher in (self._watch_alarm, self._spin, self._sweep, self._prepare, self._check):
-            watcher.stop()
+        for watcher in (
+            self._watch_alarm, self._watch_desk, self._spin, self._sweep, self._prepare,
+            self._check,
+        ):  # fmt: skip
+            if watcher is not None:
+                watcher.stop()
 
     def _before_block(self) -> None:
         self._blocked_at_ns = now = time.monotonic_ns()
@@ -296,32 +296,45 @@ class Engine:
 class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
     """One connection that sends one request at a time."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, index: int) -> None:
         super().__init__(self._live, engine.hub)
+        self.index = index
         self._engine = engine
         self._hub = engine.hub
         self._socket: socket.socket | None = None
         self._watcher: Any = None
+        self._lent = False  # the connection is in the desk's hands
         self._reader = AnswerReader()
         self._connect_us = 0
         self.exchange: Exchange | None = None
 
-    def _live(self, job: Job) -> None:
+    def lend(self) -> int:
+        """See DeskLane."""
+        if self._socket is None:
+            return -1
+        self._watcher.stop()
+        self._lent = True
+        return self._socket.fileno()
+
+    def _live(self, work: Job | Handed) -> None:
         try:
             while True:
-                now = self._serve(job)
+                now = self._serve(work)
                 found = self._engine.next_job(self, now)
-                job = found if found is not None else self._parked()
+                work = found if found is not None else self._parked()
         except BaseException as error:
             self._engine.broke(error)
 
-    def _parked(self) -> Job:
+    def _parked(self) -> Job | Handed:
         """Wait for work. A byte or an end on an idle connection means: do not use it again."""
         while True:
             signal = self._hub.switch()
-            if type(signal) is Job:
+            if self._lent:  # the desk lets go of it in whatever it says
+                self._lent = False
+                self._watcher.start(self.switch, READABLE)
+            if isinstance(signal, Job | Handed):
                 return signal
-            if signal == READABLE and not self._only_keys():
+            if signal is IDLE_ENDED or (signal == READABLE and not self._only_keys()):
                 self._close()
 
     def _only_keys(self) -> bool:
@@ -336,18 +349,19 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
             pass
         return False
 
-    def _serve(self, job: Job) -> int:
+    def _serve(self, work: Job | Handed) -> int:
         """One request to its fate; the moment at which the lane is free again."""
         engine = self._engine
+        job, handed = (work.job, work) if isinstance(work, Handed) else (work, None)
         payloads = engine.payloads[job.kind]
         row = job.row % len(payloads)
         exchange = Exchange(engine.filing, engine.rules[job.kind], job)
-        began = engine.now_us()
+        began = engine.now_us() if handed is None else handed.sent_us
         exchange.on_sent(began)
         self.exchange = exchange
         head_only = engine.head_only[job.kind][row]
         try:
-            now = self._once(exchange, payloads[row], head_only, began)
+            now = self._once(exchange, payloads[row], head_only, began, handed)
             while exchange.again_us is not None:
                 now = self._until_again(exchange)
                 if exchange.outcome is None:
@@ -385,17 +399,21 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
             timer.stop()
             timer.close()
 
-    def _once(self, exchange: Exchange, payload: bytes, head_only: bool, began_us: int) -> int:
+    def _once(
+        self, exchange: Exchange, payload: bytes, head_only: bool, began_us: int,
+        handed: Handed | None = None,
+    ) -> int:  # fmt: skip
         """One attempt, sent twice if it met a connection that the server had closed idle."""
-        now, stale = self._attempt(exchange, payload, head_only, began_us)
+        now, stale = self._attempt(exchange, payload, head_only, began_us, handed)
         if stale:
             exchange.on_stale(now)
             now, _ = self._attempt(exchange, payload, head_only, now)
         return now
 
     def _attempt(
-        self, exchange: Exchange, payload: bytes, head_only: bool, sent_us: int
-    ) -> tuple[int, bool]:
+        self, exchange: Exchange, payload: bytes, head_only: bool, sent_us: int,
+        handed: Handed | None = None,
+    ) -> tuple[int, bool]:  # fmt: skip
         """Once over the wire: when it ended, and whether it only met a stale connection."""
         reused = self._socket is not None
         if not reused:
@@ -403,14 +421,14 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
                 return self._engine.now_us(), False
             sent_us = self._engine.now_us()
         self._reader.expect(exchange, head_only)
-        if not self._send(exchange, payload, sent_us):
+        if not self._send(exchange, payload, sent_us, handed):
             now = self._engine.now_us()
             self._close()
             if exchange.outcome is None and reused:
                 return now, True
             exchange.on_broken(Broken.RESET, now)
             return now, False
-        return self._receive(exchange, sent_us, reused)
+        return self._receive(exchange, sent_us, reused, handed)
 
     # -------------------------------------------------------------------------- connect
 
@@ -508,12 +526,14 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
 
     # ------------------------------------------------------------------- send and receive
 
-    def _send(self, exchange: Exchange, payload: bytes, sent_us: int) -> bool:
+    def _send(
+        self, exchange: Exchange, payload: bytes, sent_us: int, handed: Handed | None
+    ) -> bool:
         """False if the connection turned out dead, or the exchange ended meanwhile."""
         sock = self._socket
         assert sock is not None
         try:
-            done = sock.send(payload)
+            done = sock.send(payload) if handed is None else handed.sent()
         except BlockingIOError:
             done = 0
         except _DEAD:
@@ -537,24 +557,29 @@ class Lane(greenlet):  # type: ignore[misc]  # greenlet is untyped here
             self._watcher.start(self.switch, READABLE)
         return True
 
-    def _receive(self, exchange: Exchange, sent_us: int, reused: bool) -> tuple[int, bool]:
+    def _receive(
+        self, exchange: Exchange, sent_us: int, reused: bool, handed: Handed | None
+    ) -> tuple[int, bool]:
         engine, reader, sock = self._engine, self._reader, self._socket
         assert sock is not None
+        if handed is not None and not handed.has_read:
+            handed = None
         while True:
-            signal = self._hub.switch()
+            signal = self._hub.switch() if handed is None else READABLE
             if signal != READABLE:
                 if self._ended(exchange, signal):
                     self._close()
                     return engine.now_us(), False
                 continue
             try:
-                data = sock.recv(READ_BYTES)
+                data = sock.recv(READ_BYTES) if handed is None else handed.read()
                 how = Broken.CLOSED
             except BlockingIOError:
                 continue
             except OSError:
                 data, how = b"", Broken.RESET
-            now = engine.now_us()
+            now = engine.now_us() if handed is None else handed.at_us
+            handed = None
             if not data:
                 ended_us = now - (lain_us(sock) if how is Broken.CLOSED else 0)
                 self._close()
