@@ -7,12 +7,13 @@ import select
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from survive.address import UNIX
 from survive.host.affinity import confined
 from survive.load.alarm import Alarm
 from survive.plan.model import Plan
-from survive.scenario.model import Scenario
+from survive.scenario.model import RequestKind, Scenario
 from survive.units import SECOND
 
 NOISE_FOR_S = 0.25
@@ -20,6 +21,7 @@ NOISE_EVERY_NS = 1_000_000
 SPARE_FDS = 64  # beside the lanes, see survive.load.locust_host
 _PRESSURE = Path("/proc/pressure/cpu")
 _PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_REUSE = Path("/proc/sys/net/ipv4/tcp_tw_reuse")
 
 
 def wake_noise_us(cores: Sequence[int] = (), for_s: float = NOISE_FOR_S) -> tuple[int, int]:
@@ -75,9 +77,57 @@ def limits_warnings(plan: Plan, *, unix: bool) -> list[str]:
 
 
 def machine_warnings(scenario: Scenario, plan: Plan) -> list[str]:
-    """The same for a scenario's entry."""
+    """The same for a scenario's entry, and ports that new connections can use up."""
+    unix = scenario.target.services[scenario.target.entry].url.startswith(UNIX)
+    found = limits_warnings(plan, unix=unix)
+    return found if unix else [*found, *churn_warnings(scenario, plan)]
+
+
+def churn_warnings(scenario: Scenario, plan: Plan) -> list[str]:
+    """Ports that requests with ``connection: close`` can hold, if this machine has fewer.
+
+    Whoever closes first keeps the port: mostly the server, and then it costs us none. That a server
+    closes without being asked is not known before the run.
+    """
+    closers = [kind.name for kind in scenario.requests.values() if _asks_to_close(kind)]
+    churn_rps = max(
+        float(phase.peak_rps) * sum(phase.shares[name] for name in closers) for phase in plan.phases
+    )
+    held_s = min(_held_s(local=_is_local(scenario)), plan.end_us / SECOND)
+    ports = local_ports()
+    if not ports or churn_rps * held_s <= ports:
+        return []
+    return [
+        f"`connection: close` of {', '.join(closers)} makes up to {churn_rps:,.0f} new connections "
+        f"a second; each that this side closes first keeps its local port {held_s:.0f} s, which "
+        f"can take {churn_rps * held_s:,.0f} ports, and this machine has {ports:,} "
+        "(net.ipv4.ip_local_port_range)"
+    ]
+
+
+def _asks_to_close(kind: RequestKind) -> bool:
+    return any(name == "connection" and "close" in value.lower() for name, value in kind.headers)
+
+
+def _held_s(*, local: bool) -> float:
+    """How long TIME_WAIT keeps a port from a new connection to the same place.
+
+    60 s are compiled into Linux; net.ipv4.tcp_tw_reuse (1: always, 2: on loopback) makes it 1 s.
+    """
+    try:
+        reuse = int(_REUSE.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        reuse = 0
+    return 1.0 if reuse == 1 or (reuse == 2 and local) else 60.0
+
+
+def _is_local(scenario: Scenario) -> bool:
+    """The entry is on loopback: what a run starts itself is, unless it has a network of its own."""
     entry = scenario.target.services[scenario.target.entry]
-    return limits_warnings(plan, unix=entry.url.startswith(UNIX))
+    if not entry.url:
+        return scenario.target.isolation is None
+    host = urlsplit(entry.url).hostname or ""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def local_ports() -> int:

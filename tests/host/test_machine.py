@@ -32,6 +32,46 @@ def test_lanes_that_the_machine_cannot_carry_are_told(monkeypatch: pytest.Monkey
     assert machine.limits_warnings(replace(plan, lanes=4_000), unix=False) == []
 
 
+CLOSING = """
+survive: 1
+name: closing
+target:
+  driver: external
+  entry: web
+  services: {{web: {{url: "http://{host}:9"}}}}
+  allow: {{hosts: [{host}]}}
+requests:
+  once: {{share: 25%, get: /, headers: {{connection: close}}}}
+  kept: {{get: /}}
+load:
+  phases: [{{name: flat, rate: 400/s, for: 90s}}, {{name: up, ramp_to: 800/s, for: 30s}}]
+objectives: {{answers: {{metric: success, min: 50%, during: run}}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("host", "reuse", "held_s"),
+    [("10.9.9.9", "2", 60), ("10.9.9.9", "1", 1), ("127.0.0.1", "2", 1), ("127.0.0.1", "0", 60)],
+)
+def test_ports_that_closed_connections_can_hold_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str, reuse: str, held_s: int
+) -> None:
+    (tmp_path / ".git").mkdir()
+    file, sysctl = tmp_path / "closing.survive.yaml", tmp_path / "reuse"
+    file.write_text(CLOSING.format(host=host))
+    sysctl.write_text(reuse)
+    monkeypatch.setattr(machine, "_REUSE", sysctl)
+    scenario = load_scenario(file)
+    plan = make_plan(scenario)
+    held = 200 * held_s  # a quarter of the 800/s at the top
+    monkeypatch.setattr(machine, "local_ports", lambda: held)
+    assert machine.churn_warnings(scenario, plan) == []
+    monkeypatch.setattr(machine, "local_ports", lambda: held - 1)
+    (said,) = machine.churn_warnings(scenario, plan)
+    assert said.startswith("`connection: close` of once makes up to 200 new connections a second;")
+    assert f"keeps its local port {held_s} s, which can take {held:,} ports" in said
+
+
 def test_the_share_of_a_run_in_which_somebody_waited_for_a_core(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
