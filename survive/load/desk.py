@@ -126,6 +126,11 @@ class Desk:
         """When there is something to hand out, if a lane is free for it then; else None."""
         return None if self._pool.free_since() is None else self.cursor.next_due_us()
 
+    def is_due(self, now_us: int) -> bool:
+        """Whether there is something to hand out at once."""
+        due = self.next_due_us()
+        return due is not None and due <= now_us <= self.lease_us
+
     def second(self) -> tuple[int, int]:
         """Since the last call: arrivals that waited for a lane, and ns idle that only it knows."""
         waited, self._waited = self._waited, 0

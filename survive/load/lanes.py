@@ -100,6 +100,7 @@ class Engine:
         self._idle_ns = self._blocked_at_ns = self._awake_ns = 0
         self._stalls = Stalls()
         self._switches = 0  # voluntary ones of this thread, at the last idle poll
+        self._called = False  # a call of _pace is on its way
         self._counted = False  # this turn's poll is in _idle_ns already
         self._running = False
         self._watch_alarm = self.loop.io(self._alarm.fd, _READ)
@@ -149,7 +150,11 @@ class Engine:
         """A lane is free: an overdue arrival for it, or None and it is parked."""
         job = self._desk.freed(lane, now_us, takes=self._running)
         if job is None and self._running:
-            self._rearm(now_us)
+            if not self._desk.is_due(now_us):
+                self._rearm(now_us)
+            elif not self._called:  # a busy loop is never idle: not by the spin
+                self._called = True
+                self.loop.run_callback(self._guarded(self._pace))
         return job
 
     def broke(self, error: BaseException) -> None:
@@ -168,6 +173,7 @@ class Engine:
 
     def _pace(self) -> None:
         """Hand out what is due, then sleep until just before what is next. In the hub."""
+        self._called = False
         if self._running:
             self._desk.hand_out()
         self._rearm(self.now_us())
