@@ -17,6 +17,7 @@ from rich.text import Text
 
 from survive.contracts import Active
 from survive.plan.model import FaultWindow, Plan
+from survive.plan.users import users_at
 from survive.units import SECOND
 
 from . import axis as draw
@@ -205,7 +206,7 @@ class LiveDisplay:
             self._live.update(self._panel(t_us, live), refresh=True)
         elif t_us - self._told_us >= _EVERY_US:
             self._told_us = t_us - t_us % _EVERY_US
-            self._say(t_us, f"{self._phase(t_us)}: {self._rates(live).plain}")
+            self._say(t_us, f"{self._phase(t_us)}: {self._rates(live, t_us).plain}")
 
     # ------------------------------------------------------------------- news
 
@@ -233,7 +234,7 @@ class LiveDisplay:
 
     def _panel(self, t_us: int, live: LiveView) -> Text:
         width = min(_WIDEST, max(40, self._console.width - 1))
-        lines = [self._heading(t_us), *self._axis(t_us, width), self._rates(live)]
+        lines = [self._heading(t_us), *self._axis(t_us, width), self._rates(live, t_us)]
         lines += self._kinds(live)
         lines += self._fault_rows(t_us)
         for line in lines:
@@ -264,9 +265,14 @@ class LiveDisplay:
         )
         return [bar, *(row.copy() for row in self._fixed[1])]
 
-    def _rates(self, live: LiveView) -> Text:
-        planned, good = words.rate(live.offered_rps), words.rate(live.achieved_rps)
-        text = Text(f"planned {planned:>8}  good {good:>8}")
+    def _planned(self, live: LiveView, t_us: int) -> str:
+        if self._plan.closed:
+            return f"users {words.count(users_at(self._plan.phases, t_us)):>10}"
+        return f"planned {words.rate(live.offered_rps):>8}"
+
+    def _rates(self, live: LiveView, t_us: int) -> Text:
+        good = words.rate(live.achieved_rps)
+        text = Text(f"{self._planned(live, t_us)}  good {good:>8}")
         if not live.n:
             return text.append("  nothing answered yet", draw.FAINT)
         share = words.share(1 - live.bad / live.n, significant=3)

@@ -13,7 +13,7 @@ from .inputs import StoredRun, ended_us
 
 def sentence(record: StoredRun, verdict: Verdict) -> str:
     """The verdict in one sentence, as it stands at the end of every report."""
-    name = record.plan.name
+    name = f"{record.plan.name} (closed loop)" if record.plan.closed else record.plan.name
     word = str(verdict.verdict).upper()
     if verdict.verdict is Word.SURVIVED:
         return f"{word} {name}: {_held(record, verdict)}"

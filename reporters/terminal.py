@@ -29,6 +29,8 @@ from survive.judge.verdict import (
     Verdict,
     Word,
 )
+from survive.plan.model import Plan
+from survive.plan.users import mean_users
 from survive.record.rates import mean_rps
 from survive.units import SECOND
 
@@ -119,6 +121,9 @@ class Report:
         grade = f"grade {self.verdict.grade}: {_SAID.get(self.verdict.grade, '')}".rstrip(": ")
         for piece in self._wrapped(f"{host} host, scale {plan.scale}, {grade}", self.width):
             yield Text(piece)
+        if plan.closed:
+            for piece in self._wrapped(words.CLOSED, self.width):
+                yield Text(piece, "bold")
         if host == "virtual":
             yield Text("time, network and services were simulated in one process")
 
@@ -255,10 +260,15 @@ class Report:
     def _strips(self, axis: draw.Axis) -> Iterator[tuple[str, list[str], str]]:
         seconds = self.record.seconds(None)
         columns = draw.resample(axis, seconds)
-        offered = [_planned_rps(self.record, axis, column) for column in range(axis.columns)]
+        planned = [_planned(self.record.plan, axis, column) for column in range(axis.columns)]
         good = [_mean([row.ok for row in rows]) for rows in columns]
-        top = max([*offered, *(value for value in good if value is not None)], default=0.0)
-        yield "offered/s", draw.linear(offered, top, self.glyphs), words.rate(max(offered))
+        top = max([0.0, *(value for value in good if value is not None)])
+        if self.record.plan.closed:
+            users = words.count(self.record.plan.most_users)
+            yield "users", draw.linear(planned, max(planned), self.glyphs), users
+        else:
+            top = max(top, *planned)
+            yield "offered/s", draw.linear(planned, top, self.glyphs), words.rate(max(planned))
         peak = max([float(row.ok) for row in seconds], default=0.0)
         yield "good/s", draw.linear(good, top, self.glyphs), words.rate(peak)
         p99 = [_worst(rows) for rows in columns]
@@ -372,12 +382,19 @@ class Report:
             ("abandoned", load.abandoned),
             ("in_flight", load.in_flight),
         )
-        yield from self._sum("planned", load.planned, planned)
+        if load.planned is not None:
+            yield from self._sum("planned", load.planned, planned)
+        if load.users is not None:
+            there = words.share(load.users.present, significant=3)
+            yield from self._labelled(
+                "users", f"{words.count(load.users.most)} at most, there for {there} of their time"
+            )
         yield from self._sum("sent", load.sent, fates)
         ratio = load.attempts / load.sent if load.sent else 0.0
+        offered = "" if load.offered_rps is None else f"offered {words.rate(load.offered_rps)}, "
         yield from self._labelled(
             "rate",
-            f"offered {words.rate(load.offered_rps)}, achieved {words.rate(load.achieved_rps)}; "
+            f"{offered}achieved {words.rate(load.achieved_rps)}; "
             f"{words.plural(load.attempts, 'attempt')}, {words.digits(ratio, 4, [1.0])} each",
         )
         yield from self._spread("send lag", load.send_lag_ms, "the harness's lateness")
@@ -550,9 +567,10 @@ def _bad_share(rows: Sequence[Second]) -> float | None:
     return sum(row.bad for row in rows) / n if n else None
 
 
-def _planned_rps(record: StoredRun, axis: draw.Axis, column: int) -> float:
-    edges = (axis.edge_s(column) * SECOND, axis.edge_s(column + 1) * SECOND)
-    return mean_rps(record.plan, round(edges[0]), round(edges[1]))
+def _planned(plan: Plan, axis: draw.Axis, column: int) -> float:
+    """Requests a second, or users."""
+    start, end = (round(axis.edge_s(edge) * SECOND) for edge in (column, column + 1))
+    return mean_users(plan.phases, start, end) if plan.closed else mean_rps(plan, start, end)
 
 
 def _in_square(square: Square, width: int) -> str:

@@ -9,6 +9,9 @@ from survive.judge.verdict import Number
 from survive.units import SECOND
 
 NOTHING = "-"
+CLOSED = (
+    "closed loop: latency excludes the time users could not ask; see docs/coordinated-omission.md"
+)
 _TINY = 1e-4
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from survive.chaos.ports import AgentPort, Emit
 from survive.clock import Clock
+from survive.contracts import Json
 from survive.plan.model import FaultWindow, Plan
 from survive.scenario.model import FaultPlan, Phase
 from survive.units import SECOND
@@ -59,8 +60,15 @@ async def _phases(phases: tuple[Phase, ...], clock: Clock, emit: Emit) -> None:
                 "end_us": phase.end_us,
                 "start_rps": float(phase.start_rps),
                 "end_rps": float(phase.end_rps),
+                **_users(phase),
             },
         )
+
+
+def _users(phase: Phase) -> dict[str, Json]:
+    if phase.users is None:
+        return {}
+    return {"users": [phase.users.start, phase.users.end]}
 
 
 async def _fault(window: FaultWindow, fault: FaultPlan, agent: AgentPort, clock: Clock) -> None:

@@ -116,6 +116,8 @@ def run_scenario(
         raise UsageError("the virtual host has one load and no workers")
     catalog = Catalog(file)
     scenario = load_scenario(file, target=target, sets=sets, profile=profile, catalog=catalog)
+    if scenario.load.closed and workers != Workers():
+        raise UsageError("users are in one load process; `rate:` phases can have workers")
     plan = make_plan(scenario)
     limits = [] if virtual else machine_warnings(scenario, plan)
     for warning in (*scenario.warnings, *too_few(scenario, plan), *limits):

@@ -27,6 +27,7 @@ from survive.scenario.model import (
     Probe,
     Scenario,
     Service,
+    Users,
 )
 from survive.units import SECOND, show_rps, show_us
 
@@ -54,12 +55,16 @@ def explain(scenario: Scenario, plan: Plan, fault_of: FaultOf) -> str:
 
 def _header(scenario: Scenario, plan: Plan) -> list[str]:
     total = sum(map(sum, plan.planned))
+    if plan.closed:
+        how, sent = "users", f"up to {plan.most_users:,} users, who ask when they are ready"
+    else:
+        how, sent = f"{plan.arrivals} arrivals", f"{total:,} requests"
     shares = ", ".join(f"{kind.name} {kind.share:.0%}" for kind in scenario.requests.values())
     return [
         f"{scenario.name} on {scenario.target.name} (driver {scenario.target.driver})"
-        f"  scale {plan.scale}  seed {plan.seed}  {plan.arrivals} arrivals",
+        f"  scale {plan.scale}  seed {plan.seed}  {how}",
         *([f"  {scenario.about}"] if scenario.about else []),
-        f"  {total:,} requests in {_at(plan.end_us)}: {shares}",
+        f"  {sent} in {_at(plan.end_us)}: {shares}",
         f"  {plan.lanes} lanes ({scenario.load.lanes_needed} needed)",
     ]
 
@@ -87,6 +92,10 @@ def _at(us: int) -> str:
 
 
 def _phase(phase: Phase) -> str:
+    label = ", warm-up, not judged" if phase.warm_up else ""
+    span = _at(phase.end_us - phase.start_us)
+    if phase.users is not None:
+        return f"phase {phase.name}: {_users(phase.users)} for {span}{label}"
     rate = show_rps(float(phase.start_rps))
     if phase.curve == "sine":
         rate += f" ± {phase.swing:.0%} in a sine of {_at(phase.period_us)}"
@@ -96,9 +105,16 @@ def _phase(phase: Phase) -> str:
         rate += f" to {show_rps(float(phase.end_rps))} in {phase.steps} steps"
     elif not phase.constant:
         rate += f" to {show_rps(float(phase.end_rps))}, {phase.curve}"
-    label = ", warm-up, not judged" if phase.warm_up else ""
-    span = _at(phase.end_us - phase.start_us)
     return f"phase {phase.name}: {rate} for {span}, {expected(phase):,.0f} expected{label}"
+
+
+def _users(users: Users) -> str:
+    many = f"{users.start} users" if users.start == users.end else f"{users.start} to {users.end}"
+    many = many if many.endswith("users") else f"{many} users"
+    if not users.think_us:
+        return f"{many} who do not think"
+    mean = " on average" if users.exponential else ""
+    return f"{many} who think {show_us(users.think_us)}{mean}"
 
 
 def _on(fault: FaultPlan, kind: Fault) -> str:
@@ -160,9 +176,10 @@ def _replicas(service: Service) -> str:
 def too_few(scenario: Scenario, plan: Plan | None = None) -> list[str]:
     """Warnings: cells that not even a perfect run could decide, by the samples planned.
 
-    Counting takes 0.2 µs a request; loads with over 2 million have samples enough.
+    Counting takes 0.2 µs a request; loads with over 2 million have samples enough. How often users
+    ask is known afterwards.
     """
-    if sum(expected(phase) for phase in scenario.load.phases) > 2e6:
+    if scenario.load.closed or sum(expected(phase) for phase in scenario.load.phases) > 2e6:
         return []
     plan = plan or make_plan(scenario)
     return [
@@ -179,7 +196,7 @@ class _PlannedCell:
     objective: Objective
     request: str
     window: str
-    n: int
+    n: int | None  # None = nobody knows before
 
 
 def _planned_cells(scenario: Scenario, plan: Plan) -> Iterator[_PlannedCell]:
@@ -191,7 +208,10 @@ def _planned_cells(scenario: Scenario, plan: Plan) -> Iterator[_PlannedCell]:
         for window in windows_of(objective, plan):
             inside = windows.slices_of(window)
             for name in objective.of:
-                if objective.metric in TALLIED:
+                n: int | None = None
+                if objective.metric in TALLIED and plan.closed:
+                    pass
+                elif objective.metric in TALLIED:
                     n = int(planned[inside, plan.kinds.index(name)].sum())
                 else:
                     n = windows.span_us(window) // _every_us(scenario, objective, name)
@@ -235,6 +255,8 @@ def _exact(objective: Objective) -> str:
 def _tolerated(cell: _PlannedCell) -> int | None:
     """How many bad ones still survive; None if not even none is enough."""
     allowed = allowed_share(cell.objective)
+    if cell.n is None:
+        return None
     if allowed <= 0 and cell.objective.metric not in TALLIED:
         return 0 if cell.n >= NONE_LEAST else None
     return tolerates(cell.n, allowed)
@@ -242,6 +264,8 @@ def _tolerated(cell: _PlannedCell) -> int | None:
 
 def _power(cell: _PlannedCell) -> str:
     allowed = allowed_share(cell.objective)
+    if cell.n is None:
+        return "on as many requests as the users make"
     bad = _tolerated(cell)
     if bad is not None:
         return f"tolerates {bad:,} bad of {cell.n:,}"

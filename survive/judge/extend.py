@@ -24,14 +24,15 @@ def extension_us(verdict: Verdict, scenario: Scenario) -> int | None:
     """Whole seconds, as µs, that the last phase must last longer; None: that would not help.
 
     It helps if nothing but a lack of requests is in the way, in cells that the last phase feeds;
-    a replayed trace has no more arrivals to give.
+    a replayed trace has no more arrivals to give, and how often users ask nobody knows before.
     """
     last = scenario.load.phases[-1]
     open_ = [cell for cell in verdict.objectives if cell.verdict is Word.INCONCLUSIVE]
     # Every other gap (a proof, the harness, the grade) has a reason of its own.
     only_cells = len(verdict.reasons) == len(open_)
     sound = verdict.exit_code is ExitCode.INCONCLUSIVE and only_cells
-    if not sound or not last.constant or last.warm_up or scenario.load.trace_us:
+    load = scenario.load
+    if not sound or not last.constant or last.warm_up or load.trace_us or load.closed:
         return None
     needed = [_seconds(cell, scenario, last) for cell in open_ if cell.why != BASELINE_UNDECIDED]
     if not needed or None in needed:

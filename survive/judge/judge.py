@@ -23,7 +23,7 @@ from survive.judge.exits import Facts, exit_as_asked, exit_code, word_of
 from survive.judge.faults import ONE_SHOT, PROVEN, Life, lives
 from survive.judge.grades import asked_of, fault_grades, lowest, ungraded
 from survive.judge.hysteresis import loop_of
-from survive.judge.load import conservation, guilt, load_report, undelivered
+from survive.judge.load import absent, conservation, guilt, load_report, undelivered
 from survive.judge.metrics import Tally, allowed_share
 from survive.judge.probed import missing, seen
 from survive.judge.rates import amplification, counted
@@ -432,10 +432,16 @@ class _Judgement:
             gaps=(
                 *(f"{x.window.fault} was not proven active: {x.proof}" for x in unproven),
                 *(["the run was stopped"] if ended.text("ended") == "stopped" else []),
-                *(undelivered(self._table) if ended.text("ended") == "complete" else ()),
+                *self._undelivered(ended),
                 *(_undecided(cell) for cell in cells if cell.verdict is Word.INCONCLUSIVE),
             ),
         )
+
+    def _undelivered(self, ended: Event) -> list[str]:
+        if ended.text("ended") != "complete":
+            return []
+        missing = absent(self._plan, self._table, self._windows)
+        return [*undelivered(self._table), *missing]
 
     def _harness(self, ended: Event) -> Iterator[str]:
         how = ended.text("ended")

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from survive.judge.verdict import LoadReport, Number, Spread, Stalls
+from survive.judge.verdict import LoadReport, Number, People, Spread, Stalls
 from survive.judge.windows import Windows
 from survive.plan.model import Plan
+from survive.plan.users import users_at
 from survive.record.hdr import highest_of, index_of
 from survive.record.samples import UNDECIDED, Outcome, Series
 from survive.record.table import COLUMN, I64, OUTCOME_CODE, Table
@@ -36,12 +37,17 @@ _LACKED = {
     "no_memory": "this machine has no memory for a new connection",
 }
 
+MISSING_SHARE = 0.05  # of the users of a phase, before its load counts as not delivered
+
 _SENT = (Outcome.OK, Outcome.FAILED, Outcome.TIMED_OUT, Outcome.ABANDONED, Outcome.IN_FLIGHT)
 _NOT_SENT = (Outcome.EXPIRED, Outcome.UNSENT, Outcome.LOST)
 
 
 def conservation(plan: Plan, table: Table, windows: Windows) -> list[str]:
-    """Where the sums of law 5 do not hold, phase by phase and kind by kind; [] if they do."""
+    """Where the sums of law 5 do not hold, phase by phase and kind by kind; [] if they do.
+
+    A closed model plans no requests: there, what was sent has come to an end, and that is all.
+    """
     kinds = len(plan.kinds)
     users = table.rows[:, 0] < kinds
     rows, counts = table.rows[users], table.row_counts[users]
@@ -58,7 +64,7 @@ def conservation(plan: Plan, table: Table, windows: Windows) -> list[str]:
     wrong = []
     for at in range(length):
         where = f"{plan.kinds[at % kinds]} in {plan.phases[at // kinds].name}"
-        if planned[at] != sent[at] + gone[at]:
+        if not plan.closed and planned[at] != sent[at] + gone[at]:
             wrong.append(
                 f"{where}: {planned[at]} planned, yet {sent[at]} sent + {gone[at]} never sent"
             )
@@ -75,6 +81,46 @@ def undelivered(table: Table) -> Iterator[str]:
     missing = [f"{n:,} {fate}" for fate, n in fates.items() if n]
     if missing:
         yield f"the load was not delivered: requests {', '.join(missing)}"
+
+
+def _users_by_phase(plan: Plan, table: Table, windows: Windows) -> tuple[I64, I64]:
+    """(those who were there, those who should have been) of each phase, added up over the whole
+    seconds that begin in it."""
+    sets = table.block(Series.USERS, "", len(plan.kinds))
+    entries = table.entries(sets)
+    seen = [highest_of(int(index)) for index in table.index[entries]]
+    phase = windows.phase[windows.first_slice[table.sets[sets][:, 3]]][table.owners(sets)]
+    there = _added(phase, np.array(seen, dtype=np.int64) * table.count[entries], len(plan.phases))
+    due: I64 = np.zeros(len(plan.phases), dtype=np.int64)
+    for second in range(plan.end_us // SECOND):
+        at = next(i for i, p in enumerate(plan.phases) if second * SECOND < p.end_us)
+        due[at] += users_at(plan.phases, (second + 1) * SECOND - 1)
+    return there, due
+
+
+def absent(plan: Plan, table: Table, windows: Windows) -> list[str]:
+    """Phases of a closed model whose users were not there; [] if they were.
+
+    Told as a gap in the evidence, not as the harness's failing: a user of a locustfile may be gone
+    because the target threw it out, and that takes away no red.
+    """
+    if not plan.closed:
+        return []
+    there, due = _users_by_phase(plan, table, windows)
+    return [
+        f"the load was not delivered: {there[at] / due[at]:.1%} of the users of {phase.name} "
+        "were there"
+        for at, phase in enumerate(plan.phases)
+        if due[at] - there[at] > MISSING_SHARE * due[at]
+    ]
+
+
+def _people(plan: Plan, table: Table, windows: Windows) -> People | None:
+    if not plan.closed:
+        return None
+    there, due = _users_by_phase(plan, table, windows)
+    whole = int(due.sum())
+    return People(plan.most_users, min(1.0, int(there.sum()) / whole) if whole else 1.0)
 
 
 def guilt(plan: Plan, table: Table, windows: Windows) -> list[str]:
@@ -111,10 +157,11 @@ def _late(plan: Plan, table: Table, windows: Windows) -> Iterator[str]:
     for at, phase_plan in enumerate(plan.phases):
         if judged[at] and late[at] >= LATE_LEAST and late[at] > LATE_SHARE * sent[at]:
             span_s = (phase_plan.end_us - phase_plan.start_us) / SECOND
+            planned = "" if plan.closed else f" of {sum(plan.planned[at]) / span_s:.4g}/s"
             yield (
                 f"the harness was the bottleneck: {late[at] / sent[at]:.1%} of requests in "
                 f"{phase_plan.name} were sent more than {LATE_US // 1000} ms late; it sent "
-                f"{sent[at] / span_s:.4g}/s of {sum(plan.planned[at]) / span_s:.4g}/s{aside}"
+                f"{sent[at] / span_s:.4g}/s{planned}{aside}"
             )
 
 
@@ -213,7 +260,7 @@ def _kept_up_rps(plan: Plan, table: Table, starved: I64) -> int:
 def load_report(plan: Plan, table: Table, windows: Windows) -> LoadReport:
     """The whole run's sums and the harness's own health."""
     span_s = plan.end_us / SECOND
-    planned = sum(sum(row) for row in plan.planned)
+    planned = None if plan.closed else sum(sum(row) for row in plan.planned)
     return LoadReport(
         planned=planned,
         sent=table.total(Series.SEND_LAG),
@@ -226,12 +273,14 @@ def load_report(plan: Plan, table: Table, windows: Windows) -> LoadReport:
         abandoned=table.total(Outcome.ABANDONED),
         in_flight=table.total(Outcome.IN_FLIGHT),
         attempts=table.total(Series.ATTEMPT),
-        offered_rps=planned / span_s,
+        offered_rps=None if planned is None else planned / span_s,
         achieved_rps=_answers(plan, table, windows) / span_s,
         lane_wait_ms=_spread(plan, table, Series.LANE_WAIT),
         send_lag_ms=_spread(plan, table, Series.SEND_LAG),
         starved_s=len(starved_seconds(plan, table)),
         stalls=stalls(plan, table),
+        model="closed" if plan.closed else "open",
+        users=_people(plan, table, windows),
     )
 
 

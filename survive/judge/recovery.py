@@ -16,7 +16,8 @@ from survive.judge.faults import Life
 from survive.judge.metrics import Tally
 from survive.judge.verdict import Word
 from survive.judge.windows import Group, Windows
-from survive.plan.model import GUARD_US, SLICE_US, FaultWindow
+from survive.plan.model import GUARD_US, SLICE_US, FaultWindow, Plan
+from survive.plan.users import mean_users
 from survive.record.rates import mean_rps
 from survive.record.table import I64
 from survive.units import SECOND
@@ -200,9 +201,16 @@ def _residual(
 def _risen(group: Group, windows: Windows) -> float:
     """Planned rates, not counted ones: at 50/s chance alone moves a count by more than 5 %."""
     length = group.end_us - group.recovery_us
-    before = mean_rps(windows.plan, max(0, group.start_us - length), group.start_us)
-    during = mean_rps(windows.plan, group.recovery_us, group.end_us)
+    before = _mean_load(windows.plan, max(0, group.start_us - length), group.start_us)
+    during = _mean_load(windows.plan, group.recovery_us, group.end_us)
     return during / before if before else 1.0
+
+
+def _mean_load(plan: Plan, start_us: int, end_us: int) -> float:
+    """By the plan: requests a second, or users."""
+    if plan.closed:
+        return mean_users(plan.phases, start_us, end_us)
+    return mean_rps(plan, start_us, end_us)
 
 
 def _requests(steady: Sequence[Steady], window: str) -> tuple[int, int]:

@@ -153,10 +153,22 @@ class Stalls:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadReport:
-    """Conservation and the harness's own health, whole run."""
+class People:
+    """Who made the load of a closed model."""
 
-    planned: int
+    most: int
+    present: float  # of the time that they were planned for, the share in which they were there
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """Conservation and the harness's own health, whole run.
+
+    ``model`` is open or closed. A closed one (users who wait for their answers) plans no number
+    of requests, and its latencies leave out the time in which users could not ask.
+    """
+
+    planned: int | None
     sent: int
     expired: int
     unsent: int
@@ -167,12 +179,14 @@ class LoadReport:
     abandoned: int
     in_flight: int
     attempts: int
-    offered_rps: float
+    offered_rps: float | None
     achieved_rps: float
     lane_wait_ms: Spread
     send_lag_ms: Spread
     starved_s: int  # seconds in which the harness was the bottleneck
     stalls: Stalls = Stalls()
+    model: str = "open"
+    users: People | None = None
 
 
 @dataclass(frozen=True, slots=True)

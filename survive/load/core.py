@@ -196,6 +196,12 @@ class Filing:
             if lengths:
                 self.add(Key(where, HARNESS, -1, series), lengths)
 
+    def users(self, second_us: int, present: int) -> None:
+        """So many users were there at the end of a second that began then."""
+        if present:
+            key = Key(self.slice_of(second_us), HARNESS, -1, Series.USERS)
+            self.add(key, (present,))
+
     def unsent(self, block: _Waiting, now_us: int) -> None:
         """The run was stopped: what waits is unsent, or expired if its deadline has passed."""
         for number, intended in enumerate(block.intended):

@@ -15,6 +15,7 @@ import numpy as np
 
 from survive.load.core import Cursor, Filing, Job, LanePool, Rule
 from survive.load.stripes import Table
+from survive.load.users import Turns
 from survive.plan.arrivals import Block
 from survive.plan.model import Plan
 from survive.transport import REPLICA_HEADER
@@ -82,7 +83,7 @@ class Desk:
     """Hands arrivals to lanes, in Python."""
 
     def __init__(
-        self, cursor: Cursor, lanes: int, new_lane: Callable[[], DeskLane],
+        self, cursor: Cursor | Turns, lanes: int, new_lane: Callable[[], DeskLane],
         now_us: Callable[[], int],
     ) -> None:  # fmt: skip
         self.cursor = cursor
@@ -154,6 +155,35 @@ class Desk:
 
     def file(self, filing: Filing) -> None:
         """File what has ended since the last call."""
+
+
+class UsersDesk(Desk):
+    """Gives what a user asks to the user's own lane: everybody keeps one connection."""
+
+    def __init__(
+        self, turns: Turns, new_lane: Callable[[], DeskLane], now_us: Callable[[], int]
+    ) -> None:
+        super().__init__(turns, 1, new_lane, now_us)
+        self._turns = turns
+        self._own: dict[int, DeskLane] = {}  # by user
+        self._asked: dict[int, Job] = {}  # by lane
+
+    def hand_out(self) -> None:
+        """See Desk."""
+        while (job := self._turns.take(self._now_us(), 0)) is not None:
+            user = self._turns.user_of(job)
+            if user not in self._own:
+                self._own[user] = self._new_lane()
+            lane = self._own[user]
+            self._asked[lane.index] = job
+            lane.switch(job)
+
+    def freed(self, lane: DeskLane, now_us: int, *, takes: bool) -> Job | None:
+        """See Desk. Its user begins to think."""
+        if takes:
+            self._turns.answered(self._asked[lane.index], now_us)
+            self._waited += 1  # told where the loop never idles: there users wait for it
+        return None
 
 
 class FastCursor(Cursor):
@@ -317,7 +347,9 @@ def make_desk(
     payloads: list[list[bytes]], head_only: list[list[bool]], size: int, lanes: Sequence[DeskLane],
     new_lane: Callable[[], DeskLane], now_us: Callable[[], int], *, secure: bool,
 ) -> Desk:  # fmt: skip
-    """The fast one if it was compiled and the plan has requests for it."""
+    """The fast one if it was compiled and the plan has requests for it; users have their own."""
+    if plan.closed:
+        return UsersDesk(Turns(plan, filing), new_lane, now_us)
     ordinary = [
         not (rule.streamed or rule.stream_complete or any(heads))
         for rule, heads in zip(rules, head_only, strict=True)

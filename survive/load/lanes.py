@@ -25,7 +25,7 @@ from greenlet import greenlet  # type: ignore[import-untyped,unused-ignore]
 
 from survive.address import Address
 from survive.load.alarm import Alarm
-from survive.load.core import Exchange, Filing, Job, rules
+from survive.load.core import Cursor, Exchange, Filing, Job, rules
 from survive.load.desk import IDLE_ENDED, SPIN_US, Handed, make_desk
 from survive.load.http1 import AnswerReader, NotHttpError, encode
 from survive.load.leases import LEASE_US
@@ -34,6 +34,7 @@ from survive.load.stalls import STALL_NS, Stalls
 from survive.load.stripes import Ownership, Striped, Table
 from survive.load.tcp import lain_us
 from survive.load.template import CompiledKind
+from survive.load.users import Turns
 from survive.plan.arrivals import Block, Schedule
 from survive.plan.model import Plan
 from survive.record.samples import Frame
@@ -91,7 +92,8 @@ class Engine:
         self._cursor = self._desk.cursor
         if workers > 1:
             self._desk.lease_us = LEASE_US  # it sends until then
-        self._last_due_us = 0 if workers == 1 else plan.end_us  # others' work may become ours
+        # Others' work may become ours, and who waits for an answer may ask again.
+        self._last_due_us = 0 if workers == 1 and not plan.closed else plan.end_us
         self._report, self._fail = report, fail
         self._origin_ns = 0
         self._alarm = Alarm()
@@ -137,7 +139,9 @@ class Engine:
 
     def restripe(self, at_us: int, table: Table) -> None:
         """Who owns what has changed. From the hub."""
-        self._guarded(lambda: self._cursor.restripe(at_us, table, self.now_us()))()
+        cursor = self._cursor
+        assert isinstance(cursor, Cursor), "users are not shared out among workers"
+        self._guarded(lambda: cursor.restripe(at_us, table, self.now_us()))()
         self._guarded(self._pace)()
 
     def now_us(self) -> int:
@@ -228,6 +232,9 @@ class Engine:
         starved = waited > 0 and idle_us < IDLE_FLOOR_US
         self.filing.harness(self._second * SECOND, idle_us, waited if starved else None)
         self.filing.stalled(self._second * SECOND, *self._stalls.take())
+        if isinstance(self._cursor, Turns):
+            present = self._cursor.present((self._second + 1) * SECOND - 1)
+            self.filing.users(self._second * SECOND, present)
         self._idle_ns = 0
         self._second = now_us // SECOND
         self._cursor.forget(now_us)

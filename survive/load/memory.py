@@ -13,6 +13,7 @@ from typing import Any
 from survive.clock import Clock
 from survive.load.core import Cursor, Exchange, Filing, Job, LanePool, rules
 from survive.load.template import CompiledKind
+from survive.load.users import User, users_of
 from survive.plan.arrivals import Schedule
 from survive.plan.model import Plan
 from survive.record.samples import Frame
@@ -37,6 +38,8 @@ class MemoryLoad:
         self._rules = rules(plan, kinds)
         self._filing = Filing(plan)
         self._cursor = Cursor(plan, Schedule.of(plan).blocks(), self._filing)
+        self._users = users_of(plan, self._filing)
+        self._end_us = plan.end_us
         self._pool: LanePool[int] = LanePool(plan.lanes)
         self._tasks: dict[int, asyncio.Task[None]] = {}  # by lane
         self._open: dict[int, Exchange] = {}  # by lane
@@ -74,11 +77,15 @@ class MemoryLoad:
             self._cursor.expire(now)
             # Work takes no time on a virtual clock: the whole second was idle, by definition.
             self._filing.harness(second * SECOND, now - second * SECOND, None)
+            present = sum(user.here(now - 1) for user in self._users)
+            self._filing.users(second * SECOND, present)
             report(self._filing.cut(now))
             second += 1
 
     async def _pace(self) -> None:
-        """Hand out the schedule; returns when all is sent and answered."""
+        """Hand out the schedule (users ask by themselves); returns when all is answered."""
+        for user in self._users:
+            self._tasks[user.number] = asyncio.create_task(self._live(user))
         while (due := self._cursor.next_due_us()) is not None:
             self._raise_if_broken()
             now = self._clock.now_us()
@@ -95,6 +102,8 @@ class MemoryLoad:
             self._freed.clear()
             await self._freed.wait()
         self._raise_if_broken()
+        if self._users:  # who has asked the last question is there to the end all the same
+            await self._clock.sleep_until(self._end_us + 1)
 
     def _raise_if_broken(self) -> None:
         if self._error is not None:
@@ -124,6 +133,20 @@ class MemoryLoad:
             self._error = error
         finally:
             del self._tasks[lane]
+            self._freed.set()
+
+    async def _live(self, user: User) -> None:
+        """One user: asks, waits for the answer, thinks, asks again."""
+        try:
+            job = user.next_turn(0)
+            while job is not None:
+                await self._clock.sleep_until(job.intended_us)
+                await self._serve(user.number, job)
+                job = user.next_turn(self._clock.now_us())
+        except Exception as error:  # a bug of ours; _pace raises it in run()
+            self._error = error
+        finally:
+            del self._tasks[user.number]
             self._freed.set()
 
     async def _serve(self, lane: int, job: Job) -> None:

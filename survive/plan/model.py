@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from survive.contracts import Json
-from survive.scenario.model import Phase
+from survive.scenario.model import Phase, Users
 
 GUARD_US = 250_000  # after every cut: its own slice, since neither state is certain in it
 SLICE_US = 1_000_000
@@ -69,10 +69,7 @@ class Plan:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """The inverse of to_json. Raises KeyError/TypeError/ValueError on damaged data."""
-        phases = tuple(
-            Phase(**{**p, "start_rps": Fraction(p["start_rps"]), "end_rps": Fraction(p["end_rps"])})
-            for p in data["phases"]
-        )
+        phases = tuple(_phase(phase) for phase in data["phases"])
         return cls(
             **{
                 **data,
@@ -88,6 +85,16 @@ class Plan:
             }
         )
 
+    @property
+    def closed(self) -> bool:
+        """Users instead of a rate: nothing is planned but who is there, and when."""
+        return bool(self.phases) and self.phases[-1].users is not None
+
+    @property
+    def most_users(self) -> int:
+        """The most users at once; 0 = an open model."""
+        return max((p.users.most for p in self.phases if p.users is not None), default=0)
+
     def fault(self, name: str) -> FaultWindow:
         """The planned life of the fault of that name; KeyError if none."""
         for window in self.faults:
@@ -99,3 +106,9 @@ class Plan:
         """From intended start: when an unsent request expires (DESIGN law 5)."""
         timeout = self.timeouts_us[kind]
         return timeout if self.gives_up_after_us is None else min(timeout, self.gives_up_after_us)
+
+
+def _phase(data: Mapping[str, Any]) -> Phase:
+    rates = {key: Fraction(data[key]) for key in ("start_rps", "end_rps")}
+    users = data.get("users")
+    return Phase(**{**data, **rates, "users": None if users is None else Users(**users)})

@@ -20,6 +20,7 @@ starved        second in which lanes were waited for while     requests that wai
                the loop was never idle (kind = "harness")
 stall          turn of a load worker's loop over 10 ms         its length              ""
 preempted      the same, when others had the core meanwhile    its length              ""
+users          second of a closed model, if anybody is there   users at its end        ""
 =============  ==============================================  ======================  =========
 
 ``expired``, ``unsent``, ``lost`` and ``in_flight`` have a latency sample too (age when settled),
@@ -69,6 +70,7 @@ class Series(StrEnum):
     STARVED = "starved"
     STALL = "stall"
     PREEMPTED = "preempted"
+    USERS = "users"
 
 
 class Key(NamedTuple):

@@ -257,12 +257,10 @@ def _check_window(check: Check, path: Loc, text: str) -> None:
         if (
             text == "steady"
             and check.draft.sound("load")
-            and not any(
-                p.rate is not None and p.curve != "sine" and not p.warm_up
-                for p in check.model.load.phases
-            )
+            and not any(_is_constant(p) and not p.warm_up for p in check.model.load.phases)
         ):
-            check.wrong(path, "no phase with a constant rate outside warm-up makes up `steady`")
+            what = "constant rate (or number of users)"
+            check.wrong(path, f"no phase with a {what} outside warm-up makes up `steady`")
         return
     kind, colon, name = text.partition(":")
     windows = [*faults, *_repeats(check)]
@@ -275,6 +273,12 @@ def _check_window(check: Check, path: Loc, text: str) -> None:
         check.wrong(
             path, f"unknown {what} {name!r}", nearest(name, sets[kind]) or "the scenario has none"
         )
+
+
+def _is_constant(phase: PhaseModel) -> bool:
+    if phase.users is not None:
+        return isinstance(phase.users, int)
+    return phase.rate is not None and phase.curve != "sine"
 
 
 def _repeats(check: Check) -> list[str]:

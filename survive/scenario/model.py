@@ -175,11 +175,31 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Users:
+    """The closed model of a phase: each user asks, waits for the answer, thinks, asks again.
+
+    From ``start`` to ``end`` users, one after the other. The think time is ``think_us``, or drawn
+    from an exponential distribution of that mean.
+    """
+
+    start: int
+    end: int
+    think_us: int = 0
+    exponential: bool = False
+
+    @property
+    def most(self) -> int:
+        """The most at once."""
+        return max(self.start, self.end)
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """A stretch of the load. Constant if both rates are equal, and it is no sine around them.
 
-    A spike has one rate too, and is not constant: what a stack does for a few seconds of many
-    times its load says nothing of its steady state.
+    With ``users`` it has no rate (0): how often they ask depends on the answers. A spike has one
+    rate too, and is not constant: what a stack does for a few seconds of many times its load says
+    nothing of its steady state.
     """
 
     name: str
@@ -194,10 +214,13 @@ class Phase:
     period_us: int = 0  # of a sine; the phase is whole periods long, so the mean is the rate
     steps: int = 0  # of a ramp in steps: how many, equally long; the last one has the end rate
     spike: bool = False
+    users: Users | None = None
 
     @property
     def constant(self) -> bool:
-        """A rate that does not change: only such phases make up ``steady``."""
+        """A rate (or users) that does not change: only such phases make up ``steady``."""
+        if self.users is not None:
+            return self.users.start == self.users.end
         return self.start_rps == self.end_rps and self.curve != "sine" and not self.spike
 
     def step_rps(self, step: int) -> Fraction:
@@ -227,6 +250,11 @@ class LoadSpec:
     def end_us(self) -> int:
         """End of the last phase; the drain follows."""
         return self.phases[-1].end_us
+
+    @property
+    def closed(self) -> bool:
+        """Users instead of a rate; either is of all phases."""
+        return self.phases[-1].users is not None
 
 
 LINKS_JOINED_BY = ", "  # no name of a service holds a comma

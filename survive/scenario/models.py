@@ -294,8 +294,41 @@ class ClientsModel(Strict):
     )
 
 
+class UserRampModel(Strict):
+    """A ramp of users."""
+
+    from_: int = Field(alias="from", ge=1, le=10_000, description="Users at the start.")
+    to: int = Field(ge=1, le=10_000, description="Users at the end.")
+
+
+class ExponentialModel(Strict):
+    """A think time that is drawn anew each time."""
+
+    exponential: Duration = Field(description="Its mean, like 1s.")
+
+
+def _users_form(value: object) -> str:
+    return "map" if isinstance(value, dict | UserRampModel) else "number"
+
+
+def _think_form(value: object) -> str:
+    return "map" if isinstance(value, dict | ExponentialModel) else "time"
+
+
+UserCount = Annotated[
+    Annotated[int, Field(ge=1, le=10_000), Tag("number")] | Annotated[UserRampModel, Tag("map")],
+    Discriminator(_users_form),
+]
+Think = Annotated[
+    Annotated[Duration, Tag("time")] | Annotated[ExponentialModel, Tag("map")],
+    Discriminator(_think_form),
+]
+
+
 class PhaseModel(Strict):
-    """A stretch of the load, `for` a time: a constant `rate`, a ramp to `ramp_to` or a `spike`."""
+    """A stretch of the load, `for` a time: a constant `rate`, a ramp to `ramp_to`, a `spike`, or
+    `users` instead of a rate.
+    """
 
     name: Name = Field(description="Unique; windows and `at:` use it.")
     rate: Rate | None = Field(None, description="A constant rate before scale, like 400M/day.")
@@ -321,6 +354,16 @@ class PhaseModel(Strict):
     )
     period: Duration | None = Field(
         None, description="Of a sine: from crest to crest; `for` is a whole number of these."
+    )
+    users: UserCount | None = Field(
+        None,
+        description="So many users instead of a rate, or a ramp {from: 1, to: 50}: each asks, "
+        "waits for the answer, thinks and asks again (closed model). Of all phases or of none.",
+    )
+    think: Think | None = Field(
+        None,
+        description="How long a user thinks after an answer: 1s, or {exponential: 1s} drawn anew "
+        "each time with that mean. Default: not at all.",
     )
     for_: Duration = Field(alias="for", description="How long, like 60s.")
     warm_up: bool = Field(False, description="Left out of `steady` and `run`.")

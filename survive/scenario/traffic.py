@@ -18,14 +18,17 @@ from survive.scenario.model import (
     Phase,
     RequestKind,
     Retries,
+    Users,
 )
 from survive.scenario.models import (
     BurstyModel,
     ClientsModel,
     ExpectModel,
+    ExponentialModel,
     LoadModel,
     PhaseModel,
     RequestModel,
+    UserRampModel,
 )
 from survive.scenario.traces import read_trace, variation
 from survive.scenario.tree import Path as Loc
@@ -38,6 +41,8 @@ MAX_LOAD_US = 24 * 3600 * SECOND
 MAX_LANES = 10_000
 _EPSILON = 1e-9
 _RATES = ("rate", "ramp_to", "spike")
+_SOUND_RATES = ("name", *_RATES, "users")  # broken ones are no less given
+_OPEN_ONLY = ("arrivals", "scale", "lanes")  # of `load:`
 
 
 def make_requests(check: Check) -> dict[str, RequestKind]:
@@ -210,6 +215,11 @@ def make_load(check: Check, requests: Mapping[str, RequestKind]) -> LoadSpec:
     end = phases[-1].end_us
     if end > MAX_LOAD_US:
         check.wrong(("load", "phases"), f"the load lasts {show_us(end)}, over 24h", key=True)
+    if _is_closed(check):
+        _check_closed(check, model)
+        most = max(phase.users.most for phase in phases if phase.users is not None)
+        extend = model.max_extend
+        return LoadSpec("poisson", Fraction(1), most, most, tuple(phases), (), extend)
     peak = max(p.peak_rps for p in phases)
     timeout = max((r.timeout_us for r in requests.values()), default=SECOND)
     arrivals, trace_us = _arrivals(check, model)
@@ -224,6 +234,44 @@ def make_load(check: Check, requests: Mapping[str, RequestKind]) -> LoadSpec:
         arrivals, model.scale, lanes, needed, tuple(phases), trace_us, model.max_extend,
         model.affinity,
     )  # fmt: skip
+
+
+def _is_closed(check: Check) -> bool:
+    return any(phase.users is not None for phase in check.model.load.phases)
+
+
+def _check_closed(check: Check, model: LoadModel) -> None:
+    """What a rate means nothing to users; and one run has users or a rate, never both.
+
+    Latency of one counts from when somebody wanted to ask, of the other from when somebody could:
+    a cell of both would be of neither.
+    """
+    for index, phase in enumerate(model.phases):
+        path: Loc = ("load", "phases", index)
+        if phase.users is None and check.draft.sound(*path):
+            check.wrong(
+                path,
+                f"phase {phase.name!r} has a rate, and others have users",
+                "users in all phases or in none: their latencies do not mean the same",
+            )
+    for key in _OPEN_ONLY:
+        if check.draft.node("load", key) is not None:
+            check.wrong(
+                ("load", key), f"users have no {key}", "remove it, or give phases a rate", key=True
+            )
+
+
+def _users(model: PhaseModel) -> Users | None:
+    if model.users is None:
+        return None
+    first, last = (
+        (model.users.from_, model.users.to)
+        if isinstance(model.users, UserRampModel)
+        else (model.users, model.users)
+    )
+    drawn = isinstance(model.think, ExponentialModel)
+    think = model.think.exponential if isinstance(model.think, ExponentialModel) else model.think
+    return Users(first, last, think or 0, drawn)
 
 
 def _arrivals(check: Check, model: LoadModel) -> tuple[str, tuple[int, ...]]:
@@ -254,6 +302,8 @@ def _phase(
     path: Loc = ("load", "phases", index)
     if model.name in {p.name for p in before}:
         check.wrong((*path, "name"), f"a second phase is called {model.name!r}")
+    if model.users is not None:
+        return _users_phase(check, path, model, before, requests)
     _check_rates(check, path, model, first=not before)
     _check_sine(check, path, model)
     start_us = before[-1].end_us if before else 0
@@ -280,6 +330,30 @@ def _phase(
     )
 
 
+def _users_phase(
+    check: Check,
+    path: Loc,
+    model: PhaseModel,
+    before: Sequence[Phase],
+    requests: Mapping[str, RequestKind],
+) -> Phase:
+    for key in (*_RATES, "steps", "curve", "swing", "period"):
+        if getattr(model, key) is not None:
+            hint = "a ramp of users is users: {from: 1, to: 50}"
+            check.wrong((*path, key), f"users have no {key}", hint, key=True)
+    start_us = before[-1].end_us if before else 0
+    return Phase(
+        name=model.name,
+        start_us=start_us,
+        end_us=start_us + model.for_,
+        start_rps=Fraction(0),
+        end_rps=Fraction(0),
+        warm_up=model.warm_up,
+        shares=_phase_shares(check, (*path, "share"), model.share, requests),
+        users=_users(model),
+    )
+
+
 def _rates(model: PhaseModel) -> dict[str, Fraction]:
     """Which of the three rates a phase has, before scale."""
     found = {"rate": model.rate, "ramp_to": model.ramp_to, "spike": model.spike}
@@ -288,8 +362,10 @@ def _rates(model: PhaseModel) -> dict[str, Fraction]:
 
 def _check_rates(check: Check, path: Loc, model: PhaseModel, *, first: bool) -> None:
     given = _rates(model)
-    if len(given) != 1 and all(check.draft.sound(*path, key) for key in ("name", *_RATES)):
-        shown = " and ".join(given) if given else "none of rate, ramp_to and spike"
+    if model.think is not None:
+        check.wrong((*path, "think"), "only users think", "give the phase `users:`", key=True)
+    if len(given) != 1 and all(check.draft.sound(*path, key) for key in _SOUND_RATES):
+        shown = " and ".join(given) if given else "none of rate, ramp_to, spike and users"
         check.wrong(path, f"phase {model.name!r} has {shown}", "it needs exactly one")
     if model.steps is not None and "ramp_to" not in given and check.draft.sound(*path, "ramp_to"):
         check.wrong((*path, "steps"), "only a ramp has steps", "use ramp_to", key=True)
