@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -25,10 +25,10 @@ from survive.contracts import (
     Toxic,
 )
 from survive.errors import RefusedError
-from survive.transport import Broken
+from survive.transport import Broken, Request
 from survive.units import MS, SECOND, Duration, Share, UnitError
 
-from .protocol_looks import CHAT, Seen, SleepsError, ask, chat, look, request
+from .protocol_looks import CHAT, LOOK_HEADER, Seen, SleepsError, ask, chat, look, request
 
 ALL, NONE = Share(1), Share(0)
 UNTIL_HEAL = NOT_SAID = Duration(0)
@@ -40,12 +40,14 @@ MOST_AFTER = 20  # events of a stream that a look can wait for
 class Calls:
     """Which calls: ``share`` of those to ``call`` are hit, ``control`` of them never.
 
-    A query in ``call`` is the proof's own; any query is hit.
+    A query in ``call`` is the proof's own; any query is hit. With ``first`` only the first so many
+    of users' calls are hit, at each replica of the link; 0 = all.
     """
 
     share: Share = ALL
     control: Share = NONE
     call: str = CHAT
+    first: int = 0
 
     def __post_init__(self) -> None:
         _check(self, 0.5)
@@ -131,6 +133,8 @@ def _check(calls: Calls, least: float) -> None:
         raise UnitError(f"share must be {least:.0%} or more, or the proof would be half the load")
     if calls.share + calls.control > 1 + 1e-9:
         raise UnitError("share and control are together 100% at most")
+    if not 0 <= calls.first <= 1_000_000:
+        raise UnitError("first is 0 (all calls) to 1000000")
     method, _, path = calls.call.partition(" ")
     if method not in {"GET", "POST"} or not path.startswith("/"):
         raise UnitError(f"call is written like {CHAT!r}: GET or POST, and a path")
@@ -176,6 +180,7 @@ class _OnCalls:
             "method": method,
             "path": path.partition("?")[0],
             "control_ppm": round(given.control * 1e6),
+            "first": given.first,
             **self._attributes(given),
         }
         toxic = Toxic(_name(injection), self.toxic, toxicity=given.share, attributes=attributes)
@@ -186,6 +191,9 @@ class _OnCalls:
     ) -> Observation:
         """Calls of the kind that is hit; how many of the traffic were is told, and no proof.
 
+        Of a fault for the ``first`` so many calls they are no part of the sum, and are bitten as
+        long as it stands: that users are hit no more, once it is spent, is told.
+
         A replica that sleeps (a spare) answers no such call: there the proxy is asked instead
         whether it holds the fault, for the moment when the replica is woken.
         """
@@ -194,7 +202,7 @@ class _OnCalls:
         try:
             seen = await look(
                 handle,
-                self._request(given),
+                self._asked(given, injection),
                 given.share,
                 lambda one: self._fine(given, one),
                 lambda through, around: self._bites(given, through, around),
@@ -207,6 +215,9 @@ class _OnCalls:
         if not counts:
             return seen
         told = ", ".join(f"{count} {what}" for what, count in counts.items())
+        if given.first:
+            left = given.first - counts.get("hits", 0)
+            told += f"; {left} calls will be hit" if left > 0 else "; spent: users are hit no more"
         return Observation(seen.active, f"{seen.evidence}; counted so far: {told}", seen.value)
 
     async def heal(self, injection: Injection, handle: LinkHandle) -> None:
@@ -216,13 +227,18 @@ class _OnCalls:
     async def round_trip(self, injection: Injection, handle: LinkHandle) -> bool:
         """Such a call is answered through the link, as it should be."""
         given = _parsed(self, injection)
-        seen = await ask(handle, handle.spec.via, self._request(given), 0.9)
+        seen = await ask(handle, handle.spec.via, self._asked(given, injection), 0.9)
         return self._fine(given, seen) or seen.asleep
 
     def _attributes(self, given: Any) -> dict[str, Json]:
         return {}
 
-    def _request(self, given: Any) -> Any:
+    def _asked(self, given: Any, injection: Injection) -> Request:
+        """Bears the fault, so that its own looks never use up what is meant for users."""
+        wanted = self._request(given)
+        return replace(wanted, headers=(*wanted.headers, (LOOK_HEADER, _name(injection))))
+
+    def _request(self, given: Any) -> Request:
         return request(given.call, chat(getattr(given, "after", 0) + 3, stream=True))
 
     def _fine(self, given: Any, seen: Seen) -> bool:
@@ -250,7 +266,7 @@ class ProtocolStatus(_OnCalls):
     def _attributes(self, given: Status) -> dict[str, Json]:
         return {"status": given.status, "retry_after_s": given.retry_after // SECOND}
 
-    def _request(self, given: Status) -> Any:
+    def _request(self, given: Status) -> Request:
         return request(given.call, {})  # no chat: a service refuses it at once, at no cost
 
     def _fine(self, given: Status, seen: Seen) -> bool:
@@ -425,7 +441,7 @@ class ProtocolCorruptJson(_OnCalls):
         "valid JSON that says something wrong; compressed answers; TLS links; a real Toxiproxy"
     )
 
-    def _request(self, given: Calls) -> Any:
+    def _request(self, given: Calls) -> Request:
         return request(given.call, chat(2, stream=False))
 
     def _fine(self, given: Calls, seen: Seen) -> bool:

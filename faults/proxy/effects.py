@@ -7,6 +7,9 @@ host for ASGI. How to write the next one: a dataclass whose fields are the API's
 Every request that a toxic is meant for is drawn once, in the order of arrival, by a generator of
 its own: the same seed and the same number of the request give the same draw, whatever the
 connection, on either host. A control share is drawn apart and never hit.
+
+A toxic for the ``first`` so many requests keeps the looks of a proof out of the sum: a request
+whose header LOOK names it is drawn apart, as long as the toxic stands, whatever it has hit already.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ WHOLE_MAX = 1 << 20  # bytes of one event or document that are kept together; lo
 TICK_S = 1e-6  # a timer may fire so much before its time, a virtual clock being in whole ns
 PACE_S = 0.05  # a paced answer leaves in pieces of this time
 PPM = 1_000_000
+LOOK = "x-survive-look"
 
 
 class Mark(Enum):
@@ -347,6 +351,7 @@ class Tally:
     hits: int = 0
     controls: int = 0  # kept apart, never hit
     missed: int = 0  # hit, yet the answer was none that it can act on
+    looks: int = 0  # of the proof, hit beside the first so many
 
 
 @dataclass(slots=True)
@@ -358,6 +363,7 @@ class Standing:
     share: float
     toxic: HttpToxic
     chance: Random
+    looks: Random
     since: float
     tally: Tally = field(default_factory=Tally)
 
@@ -367,10 +373,14 @@ class Standing:
                 "toxicity": self.share, "attributes": asdict(self.toxic),
                 "counts": asdict(self.tally)}  # fmt: skip
 
-    def draws(self, method: str, path: str, now: float) -> bool:
-        """Count a request and say whether it is hit."""
+    def draws(self, method: str, path: str, now: float, look: str) -> bool:
+        """Count a request and say whether it is hit. ``look``: whose proof it is of, if any's."""
         toxic = self.toxic
-        if (method, path.partition("?")[0]) != (toxic.method, toxic.path) or self.spent(now):
+        if (method, path.partition("?")[0]) != (toxic.method, toxic.path) or self.over(now):
+            return False
+        if toxic.first and look:
+            return look == self.name and self.looks.random() < self.share
+        if toxic.first and self.tally.hits >= toxic.first:
             return False
         self.tally.seen += 1
         draw = self.chance.random()
@@ -379,11 +389,17 @@ class Standing:
             return False
         return draw < self.share
 
-    def spent(self, now: float) -> bool:
-        """It will hit no more."""
-        toxic = self.toxic
-        over = toxic.expires_ms and now - self.since >= toxic.expires_ms / 1000
-        return bool(over) or bool(toxic.first and self.tally.hits >= toxic.first)
+    def hits(self, look: str) -> None:
+        """Count a hit."""
+        if self.toxic.first and look:
+            self.tally.looks += 1
+        else:
+            self.tally.hits += 1
+
+    def over(self, now: float) -> bool:
+        """Its time is up."""
+        lasts_ms = self.toxic.expires_ms
+        return bool(lasts_ms) and now - self.since >= lasts_ms / 1000
 
 
 class Faults:
@@ -400,16 +416,16 @@ class Faults:
             old.toxic, old.share = toxic, share
             return
         now = asyncio.get_running_loop().time()
-        chance = Random(f"{self._seed}:{name}")
-        self.standing[name] = Standing(name, type_, share, toxic, chance, now)
+        chance, looks = Random(f"{self._seed}:{name}"), Random(f"{self._seed}:{name}:looks")
+        self.standing[name] = Standing(name, type_, share, toxic, chance, looks, now)
 
-    def draw(self, method: str, path: str) -> Standing | None:
+    def draw(self, method: str, path: str, look: str = "") -> Standing | None:
         """The toxic that hits this request. Each one counts and draws, whoever hits."""
         now = asyncio.get_running_loop().time()
-        hitting = [one for one in self.standing.values() if one.draws(method, path, now)]
+        hitting = [one for one in self.standing.values() if one.draws(method, path, now, look)]
         if not hitting:
             return None
-        hitting[0].tally.hits += 1
+        hitting[0].hits(look)
         return hitting[0]
 
     def to_json(self) -> list[Any]:

@@ -16,7 +16,7 @@ from enum import Enum
 from http import HTTPStatus
 from typing import NamedTuple
 
-from .effects import Faults, Hit, Item, Mark, Standing
+from .effects import LOOK, Faults, Hit, Item, Mark, Standing
 from .toxics import CLOSE
 
 HEAD_MAX = 64 * 1024  # a longer head is passed on unread
@@ -260,7 +260,7 @@ class Layer:
         method, path, _ = line.split(" ", 2)
         framing = _framing(headers, 0)
         if framing is not Body.TUNNEL:
-            standing = self._faults.draw(method, path)
+            standing = self._faults.draw(method, path, headers.get(LOOK, ""))
             self._asking = _Exchange(method == "HEAD", "expect" in headers, standing)
             self._pending.append(self._asking)
         return framing

@@ -405,7 +405,7 @@ class _Connection:
     def _ask_through(self, listener: Listener, request: Request) -> None:
         """By way of the fault proxy, which may answer in the service's place."""
         up, down = self.pipes()
-        self._hit = listener.http.draw(request.method, request.path, down, _END, self._client_gone)
+        self._hit = listener.http.draw(request, down, _END, self._client_gone)
         answer = self._hit.answer() if self._hit is not None else None
         if answer is None:
             up.push(request)

@@ -12,7 +12,7 @@ from typing import Any
 
 from survive.catalog import builtin_root, load_module
 from survive.contracts import Toxic
-from survive.transport import Broken
+from survive.transport import Broken, Request
 
 
 @cache
@@ -54,11 +54,14 @@ class HttpFaults:
         return counted
 
     def draw(
-        self, method: str, path: str, pipe: Any, end: Any, cut: Callable[[], None]
+        self, request: Request, pipe: Any, end: Any, cut: Callable[[], None]
     ) -> Rewriting | None:
         """What hits this call, if anything does. ``end`` is what ends a whole answer in ``pipe``;
         ``cut`` is called when the service is to be left."""
-        if self._faults is None or (standing := self._faults.draw(method, path)) is None:
+        if self._faults is None:
+            return None
+        look = dict(request.headers).get(_effects().LOOK, "")
+        if (standing := self._faults.draw(request.method, request.path, look)) is None:
             return None
         return Rewriting(standing, pipe, end, cut, self._hits)
 

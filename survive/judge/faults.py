@@ -99,7 +99,7 @@ def _life(
         window=window,
         proof=problem or PROVEN,
         active_share=len(active) / len(outside) if outside else None,
-        evidence=active[0].text("evidence") if active else "",
+        evidence=active[-1].text("evidence") if active else "",  # the last one has counted most
         injected_us=_injected_us(window, injected),
         healed_us=_healed_us(ids, injected, healed),
         heal_proven_us=max((e.t_us for e in proofs), default=None) if not heal_problem else None,

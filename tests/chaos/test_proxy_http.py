@@ -59,11 +59,9 @@ class Service:
             writer.write(b"0\r\n\r\n")
 
 
-def request(path=CHAT, body=b"{}", method="POST"):
-    return (
-        f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-        + body
-    )
+def request(path=CHAT, body=b"{}", method="POST", more=""):
+    head = f"{method} {path} HTTP/1.1\r\nhost: x\r\n{more}content-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
 
 
 async def answer(reader):
@@ -195,7 +193,7 @@ def test_a_status_is_answered_here_and_the_service_never_asked():
         assert (await answer(reader))[0] == 200
         assert (await answer(reader))[0] == 429
         assert [path for _, path, _ in s.service.asked] == ["/other"]
-        assert await s.counts() == {"seen": 2, "hits": 2, "controls": 0, "missed": 0}
+        assert await s.counts() == {"seen": 2, "hits": 2, "controls": 0, "missed": 0, "looks": 0}
         await leave(writer)
 
     on_stand(test)
@@ -317,6 +315,22 @@ def test_the_first_n_are_hit_and_time_runs_out():
         assert [(await s.one())[0] for _ in range(4)] == [503, 503, 200, 200]
         await asyncio.sleep(0.06)
         assert (await s.one("/other"))[0] == 200
+
+    on_stand(test)
+
+
+def test_looks_are_counted_apart_from_the_first_n_and_only_their_own_toxic_hits_them():
+    async def test(s):
+        await s.put("http_status", first=1)
+        mine, others = ({"more": f"X-Survive-Look: {name}\r\n"} for name in ("t", "u"))
+        assert [(await s.one(**mine))[0] for _ in range(3)] == [503] * 3
+        assert (await s.one(**others))[0] == 200
+        assert [(await s.one())[0] for _ in range(2)] == [503, 200]
+        assert (await s.one(**mine))[0] == 503
+        assert await s.counts() == {"seen": 1, "hits": 1, "controls": 0, "missed": 0, "looks": 4}
+        await s.put("http_status", name="u", path="/other")  # for all: looks are users to it
+        assert (await s.one("/other", **mine))[0] == 503
+        assert (await s.counts("u"))["hits"] == 1
 
     on_stand(test)
 

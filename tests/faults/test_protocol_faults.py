@@ -28,6 +28,7 @@ KINDS = [
     ("protocol.error_in_stream", {}),
     ("protocol.slow_loris", {"bytes_per_s": 200}),
     ("protocol.corrupt_json", {}),
+    ("protocol.cut", {"after": 1, "first": 3}),
 ]
 every_kind = pytest.mark.parametrize(
     ("kind", "settings"), KINDS, ids=[f"{k}-{'-'.join(map(str, s.values()))}" for k, s in KINDS]
@@ -110,6 +111,42 @@ def test_a_share_is_proven_too_and_counted(tmp_path, kind, settings):
     told = scene.named("fault_observed", stage="during")[-1]["evidence"]
     assert "hits" in told and "controls" in told
     assert scene.looks("after")[-1] == "no"
+    assert left == []
+
+
+@pytest.mark.parametrize("host", ["virtual", "process"])
+def test_the_first_calls_of_users_are_hit_and_looks_are_no_part_of_them(host, tmp_path):
+    """Two faults on one link: nobody's looks use up what is meant for users."""
+    both = {
+        "one": on_link("protocol.status", {"status": 429, "first": 3}),
+        "two": replace(on_link("protocol.slow_first_token", {"delay": "100ms"}), name="two"),
+    }
+
+    async def body(scene):
+        for fault in both.values():
+            await scene.agent.prepare(fault)
+        for name in both:
+            await scene.agent.inject(name)
+        await asyncio.sleep(0.6)  # looks of both, and no user
+        via = scene.driver.listeners(LINK)[0].via
+        fault = Catalog().fault("protocol.cut")
+        chat = fault._request(fault.settings())
+        statuses = []
+        for _ in range(6):
+            answer = await scene.transport.call(via, chat, timeout_s=2)
+            await read_all(answer)
+            statuses.append(answer.status)
+        await asyncio.sleep(0.6)
+        for name in both:
+            await scene.agent.heal(name)
+        return statuses
+
+    scene, statuses, left = play_on(host, tmp_path, body)
+    assert statuses == [429, 429, 429, 200, 200, 200]
+    assert set(scene.looks("during")) == {"yes"}
+    looks = scene.named("fault_observed", fault="one", stage="during")
+    assert "0 hits" in looks[0]["evidence"] and "; 3 calls will be hit" in looks[0]["evidence"]
+    assert "3 hits" in looks[-1]["evidence"] and "; spent" in looks[-1]["evidence"]
     assert left == []
 
 
@@ -243,6 +280,8 @@ def test_a_cut_stream_is_seen_as_broken_and_the_app_hears_of_it(tmp_path):
     ("protocol.stall", {"lasts": "50ms"}),
     ("protocol.slow_first_token", {"delay": "20ms"}),
     ("protocol.slow_loris", {"bytes_per_s": 5000}),
+    ("protocol.cut", {"first": -1}),
+    ("protocol.cut", {"first": 1_000_001}),
 ])  # fmt: skip
 def test_what_could_not_be_proven_is_refused(kind, settings):
     with pytest.raises(SettingError):
