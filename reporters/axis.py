@@ -51,6 +51,11 @@ class Band:
     end_us: float
     back_us: float | None = None
 
+    @property
+    def recovery_us(self) -> float:
+        """Where its recovery begins: the heal, of a one-shot the inject."""
+        return self.on_us if self.off_us is None else self.off_us
+
     @classmethod
     def planned(cls, window: FaultWindow) -> Band:
         """As the plan has it."""
@@ -90,7 +95,7 @@ def styles(axis: Axis, bands: Sequence[Band]) -> list[str]:
     """The colour of each column: a fault is on, its recovery is awaited, or all is calm."""
     found = [CALM] * axis.columns
     for band in bands:
-        start = band.on_us if band.off_us is None else band.off_us
+        start = band.recovery_us
         _paint(found, axis, start, band.end_us, RECOVERY)
     for band in bands:
         if band.off_us is not None:
@@ -107,12 +112,14 @@ def band_row(axis: Axis, bands: Sequence[Band], glyphs: Glyphs) -> Row:
     """``┣━━━━┫┄┄●┄┄``: on from inject to heal, then the recovery window, and when it was back."""
     row: Row = [(" ", "")] * axis.columns
     for band in bands:
-        start = band.on_us if band.off_us is None else band.off_us
+        start = band.recovery_us
         for column in range(axis.column(start), axis.column(max(start, band.end_us - 1)) + 1):
             row[column] = (glyphs.after, RECOVERY)
     for band in bands:
         if band.back_us is not None:
-            row[axis.column(band.back_us)] = (glyphs.back, "green")
+            # Back within the heal's own column: beside its mark, or nobody would see it.
+            at = max(axis.column(band.back_us), axis.column(band.recovery_us) + 1)
+            row[min(at, axis.columns - 1)] = (glyphs.back, "green")
     for band in bands:
         _draw_on(row, axis, band, glyphs)
     return row

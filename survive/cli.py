@@ -7,6 +7,7 @@ command that needs it, so that ``survive --help`` answers at once.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import click
 
 from survive import __version__
 from survive.errors import ExitCode, SurviveError
+from survive.output import Unheard
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,8 +29,9 @@ def cli() -> None:
     """Drive load and faults on one clock, and say whether the stack survived.
 
     \b
-    exit codes: 0 survived · 1 failed · 2 wrong scenario or command line · 3 inconclusive
-                4 stopped by stop_if · 5 a heal is not proven · 6 refused · 70 a bug of ours
+    exit codes: 0 survived · 1 failed · 2 wrong scenario or command line
+                3 inconclusive · 4 stopped by stop_if · 5 a heal is not proven
+                6 refused · 70 a bug of ours · 130, 143 interrupted, healed
     """
 
 
@@ -137,7 +140,7 @@ def run(
     )
 
 
-@cli.command()
+@cli.command(short_help="Say how far off every percentile is on this machine.")
 @click.option("--rate", type=click.IntRange(10, 5000), default=200, show_default=True)
 @click.option("--seconds", type=click.IntRange(5, 600), default=8, show_default=True)
 @click.option("--format", "form", type=click.Choice(["human", "json"]), default="human")
@@ -186,7 +189,7 @@ def validate(
     return ExitCode.SURVIVED
 
 
-@cli.command()
+@cli.command(short_help="Show what a run would do and could tell; changes nothing.")
 @scenario_options
 @plugins_option
 def explain(
@@ -243,7 +246,7 @@ def heal(check: bool, run_id: str | None, force: bool) -> ExitCode:
     return heal_host(check=check, run_id=run_id, force=force)
 
 
-@cli.command()
+@cli.command(short_help="Stop all runs of this user, heal, and refuse new ones.")
 @click.option("--clear", is_flag=True, help="Let runs begin again; stops nothing.")
 def halt(clear: bool) -> ExitCode:
     """Stop every run of this user, heal, and refuse new ones until --clear."""
@@ -252,7 +255,7 @@ def halt(clear: bool) -> ExitCode:
     return halt_host(clear=clear)
 
 
-@cli.command()
+@cli.command(short_help="List the faults, or show one with its settings and grade.")
 @click.argument("kind", required=False)
 @click.option(
     "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True
@@ -261,11 +264,13 @@ def faults(kind: str | None, form: str) -> ExitCode:
     """List the faults, or show one: settings, grade, what it certifies and what not."""
     from survive.host.listing import show_faults
 
-    click.echo(show_faults(kind, form))
+    seen = sys.stdout is not None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if seen else None
+    click.echo(show_faults(kind, form, width))
     return ExitCode.SURVIVED
 
 
-@cli.command()
+@cli.command(short_help="Plant defects in the stack; say which your scenarios miss.")
 @click.option(
     "--scenarios",
     "folder",
@@ -301,7 +306,7 @@ def exam(only: str | None, seeds: int, real: bool, **asked: Any) -> ExitCode:
     )
 
 
-@cli.command("import")
+@cli.command("import", short_help="Turn a Chaos Toolkit experiment into a scenario.")
 @click.argument("file", type=click.Path(path_type=Path), metavar="EXPERIMENT")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A file instead of stdout.")
 def import_(file: Path, output: Path | None) -> ExitCode:
@@ -330,7 +335,7 @@ def targets() -> ExitCode:
     return ExitCode.SURVIVED
 
 
-@cli.command()
+@cli.command(short_help="Print the JSON Schema of a file, for editors and hooks.")
 @click.argument("what", type=click.Choice(["scenario", "target"]), default="scenario")
 def schema(what: str) -> ExitCode:
     """Print the JSON Schema (draft 7) of a file, for editors and hooks."""
@@ -342,6 +347,8 @@ def schema(what: str) -> ExitCode:
 
 def main(argv: list[str] | None = None) -> None:
     """The console script. Ends the process with an ExitCode, never with a bare traceback."""
+    if sys.stdout is not None:  # closed: `>&-`
+        sys.stdout = Unheard(sys.stdout)  # click would end with 1, whatever the command found
     sys.exit(int(_guarded(lambda: cli.main(argv, standalone_mode=False))))
 
 
@@ -357,10 +364,6 @@ def _guarded(command: Callable[[], Any]) -> ExitCode:
         return ExitCode.INVALID
     except (click.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our stdout left (`| head`): nothing more can be said there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.SURVIVED
     except Exception:
         return _bug()
     return ExitCode(code) if isinstance(code, int) else ExitCode.SURVIVED

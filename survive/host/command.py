@@ -32,6 +32,7 @@ from survive.judge.faults import heals_owed
 from survive.judge.judge import judge
 from survive.judge.repeated import ENDS_ALL, worst
 from survive.judge.verdict import Verdict
+from survive.output import Unheard, to_nowhere
 from survive.plan.model import Plan
 from survive.plan.plan import make_plan
 from survive.record.reader import Record
@@ -425,41 +426,8 @@ def _console(stream: Any) -> Console:
     """Cursor movement only on a real terminal, whatever FORCE_COLOR says."""
     from rich.console import Console
 
-    heard: Any = _Unheard(stream) if stream is not None else io.StringIO()  # closed: `2>&-`
+    heard: Any = Unheard(stream) if stream is not None else io.StringIO()  # closed: `2>&-`
     return Console(file=heard, force_interactive=heard.isatty(), highlight=False)
-
-
-class _Unheard:
-    """A stream whose reader may leave (`2>&1 | head`, a terminal that is closed): who watches a run
-    does not end it."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        """As of the stream."""
-        try:
-            self._stream.write(text)
-        except OSError:
-            _to_nowhere(self._stream)
-        return len(text)
-
-    def flush(self) -> None:
-        """As of the stream."""
-        try:
-            self._stream.flush()
-        except OSError:
-            _to_nowhere(self._stream)
-
-
-def _to_nowhere(stream: Any) -> None:
-    """What a stream still holds, and what will come, is lost without another error."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
 
 
 def _display(console: Console, context: RunContext) -> Any:
@@ -507,6 +475,4 @@ def _say(text: bytes) -> None:
         sys.stdout.buffer.write(text)
         sys.stdout.flush()
     except OSError as error:
-        if not isinstance(error, BrokenPipeError):
-            click.echo(f"warning: stdout cannot be written: {error}", err=True)
-        _to_nowhere(sys.stdout)
+        to_nowhere(sys.stdout, error)

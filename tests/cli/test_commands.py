@@ -13,6 +13,7 @@ import pytest
 from shortrun import SHORT
 
 from survive.catalog import Catalog
+from survive.host.listing import show_faults
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = "scenarios/quickstart.survive.yaml"
@@ -27,6 +28,12 @@ def survive(*arguments):
         timeout=60,
         check=False,
     )
+
+
+def test_every_command_is_told_in_a_line_of_80_columns():
+    told = survive("--help").stdout
+    assert max(map(len, told.splitlines())) <= 80
+    assert "..." not in told.partition("Commands:")[2]
 
 
 def test_validate_says_valid():
@@ -91,6 +98,40 @@ def test_one_fault_in_words():
     done = survive("faults", "network.latency")
     assert "does not certify" in done.stdout
     assert "latency" in done.stdout
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_list_of_faults_fits_its_terminal_and_is_whole_elsewhere(width):
+    whole = show_faults(None, "human")
+    assert "…" not in whole and whole.count("\n") + 1 == len(Catalog().fault_kinds())
+    column = max(map(len, Catalog().fault_kinds()))
+    assert {line[column : column + 2] for line in whole.splitlines()} == {"  "}
+    shown = show_faults(None, "human", width)
+    assert max(map(len, shown.splitlines())) <= width
+    page = show_faults("network.latency", "human", width).splitlines()
+    assert max(map(len, page)) <= width and len(page) > 8
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [(0, ["faults"]), (0, ["schema"]), (5, ["heal", "--check"]), (2, ["report", "nowhere"])],
+)
+def test_a_reader_that_leaves_changes_no_exit_code(code, arguments, tmp_path):
+    if code == 5:
+        left = tmp_path / "survive" / "left"
+        left.mkdir(parents=True)
+        line = '{"entry": "process", "name": "web-0", "pid": 1, "start_time": 1}\n'
+        (left / "ledger.ndjson").write_text(line)
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "survive", *arguments],
+        cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    os.close(write)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
 def test_an_unknown_fault_gets_the_nearest_name():

@@ -34,6 +34,15 @@ def test_band_phase_and_strip_agree_on_the_column():
     assert plain(axis.phase_row(made, plan(), PLAIN)).index("│growth") == 10
 
 
+def test_back_within_the_column_of_the_heal_is_seen_beside_it():
+    made = axis.Axis(84 * S, 42)
+    held = axis.Band(32 * S, 40 * S, 50 * S, back_us=40.2 * S)
+    killed = axis.Band(60 * S, None, 70 * S, back_us=60.0 * S)
+    last = axis.Band(76 * S, 83 * S, 84 * S, back_us=83.5 * S)
+    row = plain(axis.band_row(made, [held, killed, last], PLAIN))
+    assert row.strip() == "┣━━━┫●┄┄┄     ╋●┄┄┄   ┣━━┫"
+
+
 def test_one_shot_and_ascii():
     made = axis.Axis(20 * S, 20)
     bands = [axis.Band(3 * S, None, 8 * S), axis.Band(10 * S, 12 * S, 15 * S)]
