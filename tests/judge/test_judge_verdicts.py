@@ -233,7 +233,22 @@ def test_what_no_objective_counts_must_have_been_delivered_too(tmp_path, outcome
         assert (verdict.exit_code, verdict.reasons) == (3, (said,))
 
 
-def test_requests_cannot_be_sent_in_fewer_attempts_than_there_are(tmp_path):
+def test_what_found_no_connection_was_no_attempt_and_the_target_is_to_blame(tmp_path):
+    story = Story(scenario(faults=(), objectives=(ANSWERS,)), down(10, 30, why="refused"))
+    sets = story.sets
+
+    def wired(plan, key):
+        return not 10 * S <= plan.slices[key.slice][0] < 30 * S
+
+    story.sets = lambda plan: [
+        s for s in sets(plan) if s[1].series is not Series.ATTEMPT or wired(plan, s[1])
+    ]
+    verdict = verdict_of(story, tmp_path)
+    assert verdict.load.attempts < verdict.load.sent
+    assert (verdict.verdict, verdict.exit_code) == (Word.FAILED, 1)
+
+
+def test_answers_cannot_be_more_than_attempts(tmp_path):
     base = scenario(faults=(), objectives=(Objective(
         "calm", Metric.AMPLIFICATION, 1.5, None, ("chat", "search"), "run"),))  # fmt: skip
     story = Story(base)
@@ -241,7 +256,7 @@ def test_requests_cannot_be_sent_in_fewer_attempts_than_there_are(tmp_path):
     story.sets = lambda plan: [s for s in sets(plan) if s[1].series is not Series.ATTEMPT]
     verdict = verdict_of(story, tmp_path)
     assert verdict.exit_code == 3
-    assert "sent in only 0 attempts" in verdict.reasons[0]
+    assert "answered in only 0 attempts" in verdict.reasons[0]
 
 
 def test_a_hundred_streams_are_no_evidence_of_gaps_that_few_of_them_had(tmp_path):
