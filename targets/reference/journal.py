@@ -48,8 +48,9 @@ class Journal:
 
     def __init__(self, folder: str) -> None:
         file = Path(folder) / "queue.sqlite" if folder else ":memory:"
-        self._db = sqlite3.connect(file, isolation_level=None)
-        weakref.finalize(self, self._db.close)  # nobody closes the queue of a killed node
+        # Nobody closes the queue of a killed node, and its garbage falls in any thread.
+        self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, self._db.close)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute(

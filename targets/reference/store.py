@@ -40,8 +40,7 @@ class Store:
 
     def __init__(self) -> None:
         # Autocommit: a copy cannot be made of a store within a transaction.
-        self._db = sqlite3.connect(":memory:", isolation_level=None)
-        weakref.finalize(self, self._db.close)  # nobody closes the store of a killed node
+        self._db = self._opened()
         self._db.execute(
             "CREATE VIRTUAL TABLE documents USING fts5(id UNINDEXED, text, tenant UNINDEXED)"
         )
@@ -50,6 +49,12 @@ class Store:
         self._rows: dict[tuple[str, str], int] = {}
         self._texts: dict[tuple[str, str], str] = {}
         self._vectors: dict[tuple[str, str], Sequence[float]] = {}
+
+    def _opened(self) -> sqlite3.Connection:
+        """Nobody closes the store of a killed node, and its garbage falls in any thread."""
+        made = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, made.close)
+        return made
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -121,8 +126,7 @@ class Store:
         """Let searches see the documents as they are now, until it is turned off. Idempotent."""
         self._known.clear()
         if on and self._past is None:
-            self._past = sqlite3.connect(":memory:")
-            weakref.finalize(self, self._past.close)
+            self._past = self._opened()
             self._db.backup(self._past)
         elif not on and self._past is not None:
             self._past.close()

@@ -7,6 +7,7 @@ import gc
 import json
 import random
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -297,8 +298,12 @@ def test_databases_are_closed_with_the_node_that_had_them(tmp_path: Path) -> Non
     kept, index = journal.Journal(str(tmp_path)), store.Store()
     index.look_back(True)
     left = [kept._db, index._db, index._past]
-    del kept, index
-    gc.collect()
+    cycle: list[Any] = [kept, index]
+    cycle.append(cycle)
+    del kept, index, cycle
+    collector = threading.Thread(target=gc.collect)  # as it may be, with helpers about
+    collector.start()
+    collector.join()
     for database in left:
         with pytest.raises(sqlite3.ProgrammingError, match="closed"):
             database.execute("SELECT 1")
