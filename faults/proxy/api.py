@@ -23,6 +23,7 @@ BODY_MAX = 1 << 20
 IDLE_S = 60.0
 
 Answer: TypeAlias = "tuple[int, Json]"  # HTTP status and body; 204 has none
+Make: TypeAlias = Callable[[str, str, str], Proxy]  # (name, listen, upstream)
 T = TypeVar("T")
 
 
@@ -93,8 +94,8 @@ class Fields:
 class Api:
     """All proxies of one server, and what can be asked of them."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, make: Make) -> None:
+        self._make = make
         self._proxies: dict[str, Proxy] = {}
         self._one_at_a_time = asyncio.Lock()
 
@@ -185,7 +186,7 @@ class Api:
         raise ApiError(405, "method not allowed")
 
     async def _create(self, fields: Fields) -> Answer:
-        proxy = _new_proxy(fields, self._seed)
+        proxy = _new_proxy(fields, self._make)
         if proxy.name in self._proxies:
             raise ApiError(409, "proxy already exists")
         await _listening(proxy, fields.flag("enabled", True))
@@ -219,7 +220,7 @@ class Api:
         made: list[Json] = []
         try:
             wanted = [(Fields(item), f" at proxy {n}") for n, item in enumerate(items, 1)]
-            for fields, proxy in [(f, _new_proxy(f, self._seed, where)) for f, where in wanted]:
+            for fields, proxy in [(f, _new_proxy(f, self._make, where)) for f, where in wanted]:
                 made.append((await self._put(proxy, fields.flag("enabled", True))).to_json())
         except ApiError as error:
             return error.status, {"error": str(error), "status": error.status,
@@ -255,12 +256,12 @@ async def _listening(proxy: Proxy, wanted: bool) -> None:
         raise ApiError(500, f"listen tcp {proxy.listen}: {why}") from error
 
 
-def _new_proxy(fields: Fields, seed: int, where: str = "") -> Proxy:
+def _new_proxy(fields: Fields, make: Make, where: str = "") -> Proxy:
     name, upstream = fields.text("name"), fields.text("upstream")
     for field, value in (("name", name), ("upstream", upstream)):
         if not value:
             raise ApiError(400, f"missing required field: {field}{where}")
-    proxy = Proxy(name, fields.text("listen"), upstream, seed)
+    proxy = make(name, fields.text("listen"), upstream)
     _checked(lambda: (host_port(proxy.listen), host_port(upstream)))
     return proxy
 

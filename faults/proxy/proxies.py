@@ -14,8 +14,11 @@ from collections.abc import Callable
 from random import Random
 from typing import TypeAlias
 
+from .connections import Connection
 from .effects import Faults, HttpToxic
-from .streams import Applied, Connection, Stage
+from .poller import Poller
+from .sockets import Listener
+from .streams import Applied, Stage
 from .toxics import attributes
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
@@ -54,23 +57,24 @@ def _bound(address: tuple[str, int]) -> socket.socket:
 class Proxy:
     """One listener, its upstream, its toxics in order, its live connections."""
 
-    def __init__(self, name: str, listen: str, upstream: str, seed: int) -> None:
+    def __init__(self, name: str, listen: str, upstream: str, seed: int, poller: Poller) -> None:
         self.name = name
         self.listen = listen or "127.0.0.1:0"
         self.upstream = upstream
         self.toxics: list[Applied] = []
         self.http = Faults(seed)
         self._seed = seed
+        self._poller = poller
         self._accepted = 0
         self._counted = {"tls": 0, "plain": 0}
         self._connections: set[Connection] = set()
         self._reserved: socket.socket | None = None  # bound, not listening
-        self._server: asyncio.Server | None = None
+        self._listener: Listener | None = None
 
     @property
     def enabled(self) -> bool:
         """It listens."""
-        return self._server is not None
+        return self._listener is not None
 
     def to_json(self) -> dict[str, Json]:
         """As the API shows it."""
@@ -99,19 +103,17 @@ class Proxy:
 
     async def enable(self) -> None:
         """Listen. Idempotent. Raises OSError or ValueError, and then it is as it was."""
-        if self._server is not None:
+        if self._listener is not None:
             return
         host_port(self.upstream)
-        end = self.reserve()
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._accept, sock=end, backlog=1024)
+        self._listener = Listener(self.reserve(), self._accept)
         self._reserved = None
 
     async def disable(self, *, reserve: bool = True) -> None:
         """Refuse new connections and reset all that exist. Idempotent."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         if reserve:
             self.reserve()
         elif self._reserved is not None:
@@ -151,13 +153,11 @@ class Proxy:
             if connection.http is not None:
                 connection.http.heal(standing)
 
-    def _accept(self) -> asyncio.BaseProtocol:
+    def _accept(self, client: socket.socket) -> None:
         self._accepted += 1
-        connection = Connection(
-            self._accepted, host_port(self.upstream), self._stage, self.toxics,
-            self._connections, lambda: self.enabled, self.http)  # fmt: skip
+        connection = Connection(self._accepted, self._stage, self._connections, self._poller)
         connection.client.first = self._saw
-        return connection.client
+        connection.begin(client, host_port(self.upstream), self.toxics, self.http)
 
     def _saw(self, begin: bytes) -> None:
         """A connection began like this: with a TLS handshake record (RFC 8446 §5.1) or not."""

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import resource
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 # A program, yet its parts are modules: found from the folder that holds ``faults/``.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from faults.proxy.api import Api, serve
+from faults.proxy.poller import Loop, Poller
+from faults.proxy.proxies import Proxy
 
 
-async def run(port: int, seed: int) -> None:
+async def run(port: int, seed: int, poller: Poller) -> None:
     """Serve until standard input closes or a signal asks to end. Raises OSError on a taken port."""
-    api = Api(seed)
+    api = Api(partial(Proxy, seed=seed, poller=poller))
     server = await asyncio.start_server(lambda r, w: serve(api, r, w), "127.0.0.1", port)
     host, bound = server.sockets[0].getsockname()[:2]
     print(f"listening {host}:{bound}", flush=True)
@@ -50,7 +54,11 @@ def main() -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
-        asyncio.run(run(chosen.port, chosen.seed))
+        # What is there now stays: the garbage collector shall not look at it while chunks wait.
+        gc.freeze()
+        poller = Poller()
+        with asyncio.Runner(loop_factory=lambda: Loop(poller)) as runner:
+            runner.run(run(chosen.port, chosen.seed, poller))
     except OSError as error:
         print(f"fault proxy: {error} (standard input must be a pipe or a terminal)",
               file=sys.stderr)  # fmt: skip

@@ -1,32 +1,22 @@
-"""One connection through the proxy: two streams, each a chain of toxics from source to sink.
+"""One direction of a connection: a chain of toxics from source to sink, whatever these are.
 
-Everything runs in one event loop without a task or a lock per chunk: bytes that meet no toxic go
-from the one socket to the other within the callback that read them.
+Everything runs in one event loop without a task or a lock per chunk: bytes that meet no toxic
+leave within the callback that read them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import socket
-import struct
 from collections import deque
 from collections.abc import Callable
 from random import Random
 from typing import Protocol, TypeAlias
 
-from .effects import Faults
-from .http1 import Layer, Way
+from .http1 import Way
 from .toxics import CLOSE, RESET, Cut, Flow, Pieces, Toxic
 
-CHUNK = 32 * 1024  # bytes read at once, as Toxiproxy's io.Copy does: what a toxic acts upon
-DIAL_S = 10.0  # an upstream that does not answer must not hold the client for ever
-
 Out: TypeAlias = Callable[[bytes, float], None]  # (chunk or b"" = end, when it arrived)
-
-# The loop reads into it and hands it over in one callback, so one buffer serves all connections.
-_BUFFER = memoryview(bytearray(CHUNK))
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Applied:
@@ -218,226 +208,3 @@ class Stream:
         elif not self.ended:
             self.ended = True
             self._sink.end()
-
-
-class End(asyncio.BufferedProtocol):
-    """One socket of a connection: the client's or the upstream's."""
-
-    __slots__ = ("_connection", "_eof", "_loop", "_transport", "first", "incoming", "lost",
-                 "outgoing")  # fmt: skip
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._eof = False
-        self.lost = False
-        self.first: Callable[[bytes], None] | None = None  # is told the first bytes, once
-        self.outgoing: Stream  # what is read here
-        self.incoming: Stream  # what is written here
-
-    @property
-    def made(self) -> bool:
-        """There is or was a socket."""
-        return self._transport is not None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The socket is there."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._connection.made(self)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the loop reads to."""
-        return _BUFFER
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """A chunk came."""
-        chunk = bytes(_BUFFER[:nbytes])
-        if self.first is not None:
-            self.first(chunk)
-            self.first = None
-        self.outgoing.enter(chunk, self._loop.time())
-
-    def eof_received(self) -> bool:
-        """The peer is done sending; it may still listen, so the other way stays open."""
-        if not self._eof:  # reading that is paused and resumed after the end sees it again
-            self._eof = True
-            self.outgoing.enter(b"", self._loop.time())
-        return True
-
-    def pause_writing(self) -> None:
-        """The peer reads too slowly."""
-        self.incoming.sink_full = True
-        self.incoming.steer()
-
-    def resume_writing(self) -> None:
-        """The peer has caught up."""
-        self.incoming.sink_full = False
-        self.incoming.steer()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is closed, by us (None) or by an error."""
-        self.lost = True
-        self._connection.lost(broken=exc is not None)
-
-    def read(self, on: bool) -> None:
-        """Read from the socket or leave what comes in the kernel, whose window then closes."""
-        if self._transport is None or self._transport.is_closing():
-            return
-        if on:
-            self._transport.resume_reading()
-        else:
-            self._transport.pause_reading()
-
-    def write(self, chunk: bytes) -> None:
-        """Send; nothing if the socket is going away."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(chunk)
-
-    def end(self) -> None:
-        """Say that no more will come, after what is still to be sent."""
-        if self._transport is not None and not self._transport.is_closing():
-            try:
-                self._transport.write_eof()
-            except OSError:  # the peer has reset it and the loop has not read that yet
-                self.reset()
-        self._connection.ended()
-
-    def close_both(self) -> None:
-        """See Sink."""
-        self._connection.close()
-
-    def reset_both(self) -> None:
-        """See Sink."""
-        self._connection.reset()
-
-    def close(self) -> None:
-        """Close once all is sent."""
-        if self._transport is not None:
-            self._transport.close()
-
-    def reset(self) -> None:
-        """Close at once; the peer sees a reset."""
-        if self._transport is None or self.lost:
-            return
-        end: socket.socket | None = self._transport.get_extra_info("socket")
-        if end is not None and end.fileno() >= 0:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._transport.abort()
-
-
-class Connection:
-    """A client, its upstream, and the two streams between them."""
-
-    __slots__ = ("_connections", "_dialling", "_faults", "_is_open", "_stage", "_toxics",
-                 "_upstream", "client", "down", "http", "number", "server", "up")  # fmt: skip
-
-    def __init__(
-        self,
-        number: int,
-        upstream: tuple[str, int],
-        stage: Callable[[Applied, int, Callable[[], None]], Stage],
-        toxics: list[Applied],
-        connections: set[Connection],
-        is_open: Callable[[], bool],
-        faults: Faults,
-    ) -> None:
-        self._faults = faults
-        self.number = number
-        self._upstream = upstream
-        self._stage = stage
-        self._toxics = toxics
-        self._connections = connections
-        self._is_open = is_open
-        self._dialling: asyncio.Task[None] | None = None
-        self.client, self.server = End(self), End(self)
-        self.up = Stream(self.client, self.server)
-        self.down = Stream(self.server, self.client)
-        self.client.outgoing = self.server.incoming = self.up
-        self.client.incoming = self.server.outgoing = self.down
-        self.up.sink_full = True  # there is no upstream yet
-        self.http: Layer | None = None
-
-    def read_http(self, faults: Faults, *, fresh: bool) -> None:
-        """Find the requests and answers among the bytes, for HTTP toxics to act on."""
-        if self.http is None:
-            layer = Layer(faults, fresh=fresh, steer=self.down.steer, leave=self._leave_http)
-            self.http, self.up.front, self.down.front = layer, layer.up, layer.down
-            self.up.wire()
-            self.down.wire()
-
-    def _leave_http(self) -> None:
-        """Bytes are bytes again."""
-        self.http = self.up.front = self.down.front = None
-        self.up.wire()
-        self.down.wire()
-
-    def add(self, toxic: Applied) -> None:
-        """One toxic more, after the others."""
-        stream = self.stream(toxic)
-        stage = self._stage(toxic, self.number, stream.steer)
-        stream.stages.append(stage)
-        stream.wire()
-        stage.begin()
-
-    def stream(self, toxic: Applied) -> Stream:
-        """The direction that a toxic acts on."""
-        return self.up if toxic.stream == "upstream" else self.down
-
-    def made(self, end: End) -> None:
-        """A socket is there. The client waits for its upstream; accepting others goes on."""
-        if not self._is_open():  # accepted just before the listener was closed
-            self.reset()
-        elif end is self.client:
-            self._connections.add(self)
-            for toxic in self._toxics:
-                self.add(toxic)
-            if self._faults.standing:
-                self.read_http(self._faults, fresh=True)
-            end.read(False)
-            self._dialling = asyncio.get_running_loop().create_task(self._dial())
-
-    def ended(self) -> None:
-        """One stream has delivered its end; after both, nothing can follow."""
-        if self.up.ended and self.down.ended:
-            self.close()
-
-    def close(self) -> None:
-        """Neither side hears or says more than is being sent."""
-        if self._dialling is not None:
-            self._dialling.cancel()
-        self.client.close()
-        self.server.close()
-
-    def lost(self, *, broken: bool) -> None:
-        """One socket is gone; an error on the one side is a reset on the other."""
-        if broken:
-            self.reset()
-        if self.client.lost and (self.server.lost or not self.server.made):
-            self._stop()
-
-    def reset(self) -> None:
-        """End both sides at once."""
-        if self._dialling is not None:
-            self._dialling.cancel()
-        self.client.reset()
-        self.server.reset()
-
-    def _stop(self) -> None:
-        self._connections.discard(self)
-        for stage in (*self.up.stages, *self.down.stages):
-            stage.stop()
-        if self.http is not None:
-            self.http.stop()
-
-    async def _dial(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(DIAL_S):
-                await loop.create_connection(lambda: self.server, *self._upstream)
-        except (OSError, TimeoutError):
-            # The client's handshake is done, so it cannot be refused; a reset is the nearest.
-            self.client.reset()
-        else:
-            self.server.resume_writing()
