@@ -377,6 +377,107 @@ def test_who_takes_long_to_look_is_looking_all_the_while(tmp_path, take_s, from_
     assert says in verdict_of(story, tmp_path).faults[0].proof
 
 
+def twofold(story, of_second):
+    """Every fault hits two things. ``of_second(t_us, name, fields)`` → its event, or None."""
+    events = story._events
+
+    def both(plan):
+        for t_us, name, fields in events(plan):
+            yield t_us, name, fields
+            if "injection" in fields:
+                second = {**fields, "injection": f"{fields['fault']}#1"}
+                if (found := of_second(t_us, name, second)) is not None:
+                    yield found
+
+    story._events = both
+    return story
+
+
+def as_the_first(t_us, name, fields):
+    return t_us, name, fields
+
+
+def without_event(wanted):
+    return lambda t_us, name, fields: None if name == wanted else (t_us, name, fields)
+
+
+def unseen(t_us, name, fields):
+    """It was never seen to bite."""
+    during = fields.get("stage") == "during"
+    return t_us, name, {**fields, "active": "no"} if during else fields
+
+
+@pytest.mark.parametrize(
+    ("of_second", "proof", "heal_proof", "code"),
+    [
+        (as_the_first, "proven", "proven", 0),
+        (unseen, "seen inactive", "proven", 3),
+        (without_event("fault_injected"), "outage#1 was never injected", "proven", 3),
+        (without_event("heal_proven"), "proven", "outage#1: no heal was recorded", 5),
+    ],
+)
+def test_each_thing_that_a_fault_hits_needs_a_proof_of_its_own(
+    tmp_path, of_second, proof, heal_proof, code
+):
+    verdict = verdict_of(twofold(Story(scenario()), of_second), tmp_path)
+    fault = verdict.faults[0]
+    assert proof in fault.proof and heal_proof in fault.heal_proof
+    assert verdict.exit_code == code
+
+
+def test_a_fault_is_healed_when_the_last_of_its_things_is(tmp_path):
+    def later(t_us, name, fields):
+        after = name in {"fault_healed", "heal_proven"} or fields.get("stage") == "after"
+        if after and "ended_us" in fields:
+            fields = {**fields, "ended_us": fields["ended_us"] + S}
+        return t_us + S * after, name, fields
+
+    fault = verdict_of(twofold(Story(scenario()), later), tmp_path / "late").faults[0]
+    assert fault.healed_at_s == pytest.approx(29.02)
+    never = twofold(Story(scenario()), without_event("fault_healed"))
+    assert verdict_of(never, tmp_path / "never").faults[0].healed_at_s is None
+
+
+def test_a_roll_is_in_place_with_its_first_and_late_by_nothing_else(tmp_path):
+    """What it hits later is planned for later."""
+
+    def later(t_us, name, fields):
+        if name == "fault_injected":
+            moved = {key: fields[key] + 3 * S for key in ("planned_us", "began_us", "ended_us")}
+            return t_us + 3 * S, name, {**fields, **moved}
+        return t_us + 3 * S * (fields.get("stage") == "during"), name, fields
+
+    verdict = verdict_of(twofold(Story(scenario(faults=(KILL,))), later), tmp_path)
+    assert (verdict.faults[0].proof, verdict.exit_code) == ("proven", 0)
+    assert verdict.faults[0].injected_at_s == pytest.approx(20.02)
+
+
+def test_every_heal_that_was_tried_must_have_been_its_own(tmp_path):
+    story = Story(scenario())
+    events = story._events
+    story._events = lambda plan: [
+        again for t_us, name, fields in events(plan) for again in (
+            [(t_us - 1, name, {**fields, "by_own_heal": False})] if name == "heal_proven" else []
+        ) + [(t_us, name, fields)]
+    ]  # fmt: skip
+    verdict = verdict_of(story, tmp_path)
+    assert verdict.exit_code == 5
+    assert "its own heal did not do it" in verdict.reasons[0]
+
+
+def test_what_was_seen_before_a_one_shot_is_not_its_doing(tmp_path):
+    story = Story(scenario(faults=(KILL,)))
+    events = story._events
+
+    def early(t_us, name, fields):
+        during = fields.get("stage") == "during"
+        return (t_us - S, name, fields) if during else (t_us, name, fields)
+
+    story._events = lambda plan: [early(*event) for event in events(plan)]
+    verdict = verdict_of(story, tmp_path)
+    assert (verdict.faults[0].proof, verdict.exit_code) == ("it was never seen to bite", 3)
+
+
 def test_an_unproven_fault_does_not_excuse_failures(tmp_path):
     story = Story(scenario(), down(20, 28), look=lambda f, t, stage: "no")
     verdict = verdict_of(story, tmp_path)
@@ -432,6 +533,27 @@ def test_a_heal_is_owed_of_what_an_agent_died_over(tmp_path):
 
 
 # ------------------------------------------------------------------------- recovery
+
+
+def test_the_limit_of_a_recovery_is_not_rounded(tmp_path):
+    slow = replace(BACK, name="slow", limit=8 * S)
+    base = scenario(objectives=(ANSWERS, replace(BACK, limit=4.5 * S), slow), end_s=60)
+    verdict = verdict_of(Story(base, down(20, 33)), tmp_path)
+    found, patient = cell(verdict, "back"), cell(verdict, "slow")
+    assert found.observed == patient.observed == pytest.approx(4.92)
+    assert (found.verdict, patient.verdict) == (Word.FAILED, Word.SURVIVED)
+
+
+def test_one_bad_request_too_many_is_not_yet_recovered(tmp_path):
+    """96 searches in four seconds may have 0.96 bad ones: one is too many."""
+    one = iter([True])
+
+    def fate(t_us, kind):
+        hit = kind == "search" and t_us > 30.5 * S and next(one, False)
+        return Fate(Outcome.FAILED, why="reset") if hit else Fate()
+
+    verdict = verdict_of(Story(scenario(end_s=60), fate), tmp_path)
+    assert cell(verdict, "back").observed == pytest.approx(2.92)
 
 
 @pytest.mark.parametrize(
