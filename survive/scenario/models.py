@@ -631,7 +631,7 @@ class ServiceModel(Strict):
     url: Text | None = Field(
         None,
         description="Where it is, for driver external: http://host:port, https://host:port "
-        "(verified) or unix:/path; may hold ${ENV}.",
+        "(verified) or unix:/path, each spoken to in HTTP/1.1; may hold ${ENV}.",
     )
     ca: Text | None = Field(
         None,
