@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from pathlib import Path
 
 from survive.catalog import Catalog
@@ -59,6 +60,33 @@ class Scene:
         await asyncio.sleep(for_s)
         if plan.for_us is not None:
             await self.agent.heal(plan.name)
+
+
+HOSTS = ("virtual", "process")
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_OWN = re.compile(r", state \w|; counted so far.*")  # what one host alone knows, or may not yet
+
+
+def said(scene, fault: str = "one") -> dict[str, set[str]]:
+    """What looks gave as evidence of what was to be seen at each stage, numbers aside."""
+    wanted = {"before": "no", "during": "yes", "after": "no"}
+    return {
+        stage: {
+            _NUMBER.sub("N", _OWN.sub("", look["evidence"]))
+            for look in scene.named("fault_observed", fault=fault, stage=stage, active=active)
+        }
+        for stage, active in wanted.items()
+    }
+
+
+def twins(folder: Path, body, check, **more) -> None:
+    """``body`` on both hosts: ``check(scene, left)`` of each, and looks tell the same of both."""
+    told = []
+    for host in HOSTS:
+        scene, _, left = play(host, folder / host, body, **more)
+        check(scene, left)
+        told.append(said(scene))
+    assert told[0] == told[1]
 
 
 def spec(replicas: int = 2, restart_us: int | None = 300_000) -> TargetSpec:

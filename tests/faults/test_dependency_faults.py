@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from faultscene import ROOT, play
+from faultscene import ROOT, play, twins
 
 from survive.catalog import Catalog
 from survive.contracts import Active, Grade, HandleSpec, Injection, Needs
@@ -75,14 +75,16 @@ def scene(host, tmp_path, body, **more):
     return play(host, tmp_path, body, links=frozenset({LINK}), **more)
 
 
-@pytest.mark.parametrize("host", ["virtual", "process"])
 @pytest.mark.parametrize(("kind", "settings"), ALL)
-def test_it_bites_is_healed_and_both_are_proven(kind, settings, host, tmp_path):
-    seen, _, left = scene(host, tmp_path, lambda s: s.life(plan(kind, settings), for_s=2))
-    assert seen.looks("before") == ["no"] * 3
-    assert set(seen.looks("during")) == {"yes"}
-    [proven] = seen.named("heal_proven")
-    assert proven["by_own_heal"] is True and left == []
+def test_it_bites_is_healed_and_both_hosts_prove_it_alike(kind, settings, tmp_path):
+    def check(seen, left):
+        assert seen.looks("before") == ["no"] * 3
+        assert set(seen.looks("during")) == {"yes"}
+        [proven] = seen.named("heal_proven")
+        assert proven["by_own_heal"] is True and left == []
+
+    twins(tmp_path, lambda s: s.life(plan(kind, settings), for_s=2), check, target=target(),
+          links=frozenset({LINK}))  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "settings"), ALL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from faultscene import ROOT, plan, play, spec
+from faultscene import ROOT, plan, play, spec, twins
 
 from survive.catalog import Catalog, load_module
 from survive.contracts import Active, Grade, Injection, Needs
@@ -28,16 +28,17 @@ STAYING = [LOST, SLOW, HANG, LYING, FULL, ECC]
 ALL = [*STAYING, *DEADLY]
 
 
-@pytest.mark.parametrize("host", ["virtual", "process"])
 @pytest.mark.parametrize(("kind", "settings"), STAYING)
-def test_it_bites_is_healed_and_both_are_proven(kind, settings, host, tmp_path):
-    scene, _, left = play(host, tmp_path, lambda s: s.life(plan(kind, **settings)))
-    assert scene.looks("before") == ["no"] * 3
-    assert set(scene.looks("during")) == {"yes"}
-    [proven] = scene.named("heal_proven")
-    assert proven["by_own_heal"] is True and left == []
-    evidence = scene.named("fault_observed", stage="during")[0]["evidence"]
-    assert "simulated GPU" in evidence
+def test_it_bites_is_healed_and_both_hosts_prove_it_alike(kind, settings, tmp_path):
+    def check(scene, left):
+        assert scene.looks("before") == ["no"] * 3
+        assert set(scene.looks("during")) == {"yes"}
+        [proven] = scene.named("heal_proven")
+        assert proven["by_own_heal"] is True and left == []
+        evidence = scene.named("fault_observed", stage="during")[0]["evidence"]
+        assert "simulated GPU" in evidence
+
+    twins(tmp_path, lambda s: s.life(plan(kind, **settings)), check)
 
 
 @pytest.mark.parametrize(("kind", "settings"), ALL)

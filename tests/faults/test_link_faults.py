@@ -6,7 +6,7 @@ import asyncio
 import itertools
 
 import pytest
-from faultscene import ROOT, play
+from faultscene import ROOT, play, twins
 
 from survive.errors import RefusedError
 from survive.scenario.model import FaultPlan, Health, Service, TargetSpec
@@ -25,7 +25,6 @@ KINDS = {
     "network.flapping": {"every": "400ms", "down": "200ms"},
     "network.partition": {},
 }
-HOSTS = ["virtual", "process"]
 
 
 def target():
@@ -50,14 +49,16 @@ def run(host, tmp_path, kind, sabotage=()):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("host", HOSTS)
-def test_it_bites_is_seen_and_is_gone(host, kind, tmp_path):
-    scene, _, left = run(host, tmp_path, kind)
-    assert scene.looks("before") == ["no"] * 3
-    during = scene.looks("during")
-    assert during and set(during) == {"yes"}, scene.named("fault_observed", stage="during")
-    assert scene.named("heal_proven", proven=True, by_own_heal=True), scene.events[-5:]
-    assert left == []
+def test_it_bites_is_seen_and_is_gone_and_both_hosts_tell_the_same(kind, tmp_path):
+    def check(scene, left):
+        assert scene.looks("before") == ["no"] * 3
+        during = scene.looks("during")
+        assert during and set(during) == {"yes"}, scene.named("fault_observed", stage="during")
+        assert scene.named("heal_proven", proven=True, by_own_heal=True), scene.events[-5:]
+        assert left == []
+
+    twins(tmp_path, lambda scene: lives(scene, kind), check, target=target(),
+          links=frozenset({LINK}))  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

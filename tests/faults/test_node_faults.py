@@ -7,7 +7,7 @@ import itertools
 import json
 
 import pytest
-from faultscene import plan, play, spec
+from faultscene import HOSTS, plan, play, spec, twins
 
 from survive.catalog import Catalog
 from survive.chaos import processes
@@ -17,7 +17,6 @@ from survive.transport import CallFailedError, Request, read_all
 
 HELD = ["node.pause", "node.down"]
 ONE_SHOTS = ["node.kill", "node.restart", "node.rolling_restart"]
-HOSTS = ["virtual", "process"]
 
 
 def assert_proven(scene, left):
@@ -28,29 +27,9 @@ def assert_proven(scene, left):
     assert left == []
 
 
-@pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("kind", HELD)
-def test_a_held_fault_bites_is_healed_and_both_are_proven(kind, host, tmp_path):
-    scene, _, left = play(host, tmp_path, lambda s: s.life(plan(kind)))
-    assert_proven(scene, left)
-
-
-@pytest.mark.parametrize("host", HOSTS)
-def test_kill_is_seen_and_the_replica_comes_back(host, tmp_path):
-    async def body(scene):
-        old = scene.driver.replicas("inference")
-        await scene.life(plan("node.kill", None))
-        for _ in range(100):
-            new = scene.driver.replicas("inference")
-            if new != old:
-                return True
-            await asyncio.sleep(0.05)
-        return False
-
-    scene, came_back, left = play(host, tmp_path, body)
-    assert came_back
-    assert scene.looks("before") == ["no"] * 3 and scene.looks("during")[-1] == "yes"
-    assert left == []
+def test_a_held_fault_bites_is_healed_and_both_hosts_prove_it_alike(kind, tmp_path):
+    twins(tmp_path, lambda s: s.life(plan(kind)), assert_proven)
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -94,11 +73,18 @@ async def until(holds, within_s=6.0):
     return False
 
 
-@pytest.mark.parametrize("host", HOSTS)
-def test_restart_is_seen_by_the_end_of_the_old_process(host, tmp_path):
-    scene, _, left = play(host, tmp_path, lambda s: s.life(plan("node.restart", None), for_s=1))
-    assert scene.looks("before") == ["no"] * 3 and scene.looks("during")[-1] == "yes"
-    assert left == []
+@pytest.mark.parametrize("kind", ["node.kill", "node.restart"])
+def test_a_one_shot_ends_the_old_process_which_comes_back_alike_on_both_hosts(kind, tmp_path):
+    async def body(scene):
+        old = scene.driver.replicas("inference")
+        await scene.life(plan(kind, None), for_s=1)
+        assert await until(lambda: scene.driver.replicas("inference") != old)
+
+    def check(scene, left):
+        assert scene.looks("before") == ["no"] * 3 and scene.looks("during")[-1] == "yes"
+        assert left == []
+
+    twins(tmp_path, body, check)
 
 
 @pytest.mark.parametrize("host", HOSTS)

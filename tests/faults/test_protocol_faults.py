@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from faultscene import play, spec
+from faultscene import play, said, spec
 
 from survive.catalog import Catalog
 from survive.contracts import Active, HandleSpec, Injection, Needs, Toxic
@@ -61,8 +61,8 @@ def test_it_bites_is_proven_and_goes(tmp_path, kind, settings):
     assert left == []
 
 
-def test_the_same_for_real(tmp_path):
-    """All kinds one after the other on one stack: a start costs seconds."""
+def test_both_hosts_tell_the_same(tmp_path):
+    """All kinds one after the other on one stack: a real start costs seconds."""
 
     async def body(scene):
         for number, (kind, settings) in enumerate(KINDS):
@@ -70,9 +70,11 @@ def test_the_same_for_real(tmp_path):
             one = FaultPlan(f"f{number}", kind, 0, one.for_us, link=LINK, settings=settings)
             await scene.life(one, 1.0)
 
-    scene, _, left = play_on("process", tmp_path, body)
+    virtual = play_on("virtual", tmp_path / "virtual", body)[0]
+    scene, _, left = play_on("process", tmp_path / "process", body)
     for number, (kind, settings) in enumerate(KINDS):
         name = f"f{number}"
+        assert said(scene, name) == said(virtual, name)
         looks = {
             stage: [e["active"] for e in scene.named("fault_observed", fault=name, stage=stage)]
             for stage in ("before", "during", "after")
