@@ -280,7 +280,7 @@ class LiveDisplay:
         return text.append("  success ").append(f"{share:>7}", style).append(f"  {live.bad} bad")
 
     def _kinds(self, live: LiveView) -> list[Text]:
-        names = list(self._plan.kinds)
+        names = list(live.kinds)
         labels = [self._glyphs.short(name, 16) for name in names[:MOST_KINDS]]
         room = max((cell_len(label) for label in labels), default=0)
         rows = []

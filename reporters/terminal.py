@@ -397,14 +397,18 @@ class Report:
             f"{offered}achieved {words.rate(load.achieved_rps)}; "
             f"{words.plural(load.attempts, 'attempt')}, {words.digits(ratio, 4, [1.0])} each",
         )
-        yield from self._spread("send lag", load.send_lag_ms, "the harness's lateness")
+        if self.record.plan.locustfile:
+            yield from self._labelled("send lag", "not known: when to ask is Locust's own matter")
+        else:
+            yield from self._spread("send lag", load.send_lag_ms, "the harness's lateness")
         machine = self._machine()
         if machine:
             yield from self._labelled("machine", machine)
         affinity = self._affinity()
         if affinity:
             yield from self._labelled("affinity", affinity)
-        yield from self._spread("lane wait", load.lane_wait_ms, "for a free connection")
+        if not self.record.plan.closed:
+            yield from self._spread("lane wait", load.lane_wait_ms, "for a free connection")
         if load.starved_s:
             starved = words.plural(load.starved_s, "second")
             yield from self._labelled(

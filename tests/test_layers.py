@@ -97,7 +97,7 @@ def test_survive_imports_nothing_from_the_folders_that_teams_extend():
 def test_locust_and_gevent_live_in_the_load_process_only():
     allowed = {
         f"survive/load/{name}.py"
-        for name in ("process", "lanes", "locust_host", "fabric", "worker")
+        for name in ("process", "lanes", "locust_host", "fabric", "worker", "journeys")
     }
     found = {
         path.relative_to(ROOT).as_posix()

@@ -119,6 +119,12 @@ def run_scenario(
     scenario = load_scenario(file, target=target, sets=sets, profile=profile, catalog=catalog)
     if scenario.load.closed and workers != Workers():
         raise UsageError("users are in one load process; `rate:` phases can have workers")
+    if virtual and scenario.load.locustfile is not None:
+        raise RefusedError(
+            f"{scenario.load.locustfile} cannot run in virtual time: Locust's users wait by the "
+            "clock of the machine and speak through its sockets",
+            hint="leave --virtual out, or describe `requests:` for users of our own",
+        )
     plan = make_plan(scenario)
     limits = [] if virtual else machine_warnings(scenario, plan)
     for warning in (*scenario.warnings, *too_few(scenario, plan), *limits):
@@ -246,9 +252,9 @@ def _run_in(context: RunContext, virtual: bool) -> Episode:
         for line in error.lines():
             click.echo(line, err=True)
     record = Record.load(context.folder)
-    refused = error is not None and error.exit_code is ExitCode.REFUSED
-    if refused and not heals_owed(record.plan, record.events):
-        return Episode(context.plan.seed, context.folder, ExitCode.REFUSED)
+    never_begun = error is not None and error.exit_code in {ExitCode.REFUSED, ExitCode.INVALID}
+    if error is not None and never_begun and not heals_owed(record.plan, record.events):
+        return Episode(context.plan.seed, context.folder, error.exit_code)
     verdict = judge(record, context.scenario)
     _write_json(context.folder / "verdict.json", verdict.to_json())
     _point_latest(context.folder)

@@ -25,7 +25,7 @@ from survive.chaos.ports import AgentPort
 from survive.chaos.remote import AgentConfig, RemoteAgent
 from survive.clock import Clock, LoopClock
 from survive.contracts import Json
-from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError
+from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError, UsageError
 from survive.host.affinity import Division, confined, division_of
 from survive.host.command import RunContext
 from survive.host.machine import Stalls, wake_noise_us
@@ -226,27 +226,27 @@ class RealHost:
         """See Host. Raises RefusedError when this host cannot carry the load."""
         spec = self._scratch / "load.json"
         context = self._context
-        kinds = compile_requests(context.scenario, context.key, context.identities)
         document = {
-            "plan": self._context.plan.to_json(),
-            "kinds": [kind.to_json() for kind in kinds],
+            "plan": context.plan.to_json(),
             "address": address,
             "authority": self._authority(),
             "cores": [*self._load_cores],
+            **self._requests(),
         }
+        journeys = context.scenario.load.locustfile is not None
         spec.touch(mode=0o600)  # it holds the bearer key
         spec.write_text(json.dumps(document), encoding="utf-8")
         argv = [
             sys.executable,
             "-m",
-            "survive.load.process",
+            "survive.load.journeys" if journeys else "survive.load.process",
             "--spec",
             str(spec),
             "--control",
             str(self._pipes.control_read),
             "--report",
             str(self._pipes.report_write),
-            *self._context.workers.options,
+            *([] if journeys else context.workers.options),
         ]
         self._load_pid = await self._remote.spawn("load", argv, self._pipes.far)
         self._messages = read_messages(await self._pipes.reader())
@@ -258,6 +258,18 @@ class RealHost:
             raise HarnessError(f"the load was not ready within {within_s:.0f} s") from None
         if not isinstance(message, Ready):
             raise HarnessError("the load reported before it was ready")
+
+    def _requests(self) -> dict[str, Json]:
+        """What is sent: requests ready to go, or a locustfile and the key that it may need."""
+        context = self._context
+        scenario = context.scenario
+        if scenario.load.locustfile is None:
+            kinds = compile_requests(scenario, context.key, context.identities)
+            return {"kinds": [kind.to_json() for kind in kinds]}
+        file = (scenario.folder / scenario.load.locustfile).resolve()
+        named = scenario.target.bearer.removeprefix("${").removesuffix("}")
+        keys: dict[str, Json] = {named: context.key} if named else {}
+        return {"locustfile": str(file), "environment": keys}
 
     @property
     def _load_cores(self) -> tuple[int, ...]:
@@ -317,6 +329,8 @@ class RealHost:
             message = await anext(self._messages)
         except StopAsyncIteration:
             raise HarnessError("the load process died", hint=self._log("load")) from None
+        if isinstance(message, LoadFailed) and message.theirs:
+            raise UsageError(message.error)
         if isinstance(message, LoadFailed):
             kind = RefusedError if message.refused else HarnessError
             raise kind(f"the load cannot run: {message.error}")

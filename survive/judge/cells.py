@@ -49,8 +49,9 @@ class Evidence:
     tally: Callable[[Objective, str], Tally]
 
     def kinds(self, names: Sequence[str]) -> list[int]:
-        """Request kinds as the table counts them."""
-        return [self.record.plan.kinds.index(name) for name in names]
+        """Request kinds as the table counts them; those that there are."""
+        known = self.record.plan.kinds
+        return [known.index(name) for name in names if name in known]
 
     def seconds(self, window: str) -> float:
         """How long a window lasts."""

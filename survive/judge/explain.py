@@ -64,13 +64,13 @@ def _header(scenario: Scenario, plan: Plan) -> list[str]:
         f"{scenario.name} on {scenario.target.name} (driver {scenario.target.driver})"
         f"  scale {plan.scale}  seed {plan.seed}  {how}",
         *([f"  {scenario.about}"] if scenario.about else []),
-        f"  {sent} in {_at(plan.end_us)}: {shares}",
+        f"  {sent} in {_at(plan.end_us)}: {shares or plan.locustfile}",
         f"  {plan.lanes} lanes ({scenario.load.lanes_needed} needed)",
     ]
 
 
 def _timeline(scenario: Scenario, plan: Plan, fault_of: FaultOf) -> list[str]:
-    moments = [_Moment(p.start_us, _phase(p)) for p in plan.phases]
+    moments = [_Moment(p.start_us, _phase(p, plan.locustfile)) for p in plan.phases]
     for window in plan.faults:
         fault = scenario.faults[window.fault]
         watched = f"recovery watched until {_at(window.recovery_end_us)}"
@@ -91,11 +91,11 @@ def _at(us: int) -> str:
     return f"{us / SECOND:,g}s"
 
 
-def _phase(phase: Phase) -> str:
+def _phase(phase: Phase, locustfile: str) -> str:
     label = ", warm-up, not judged" if phase.warm_up else ""
     span = _at(phase.end_us - phase.start_us)
     if phase.users is not None:
-        return f"phase {phase.name}: {_users(phase.users)} for {span}{label}"
+        return f"phase {phase.name}: {_users(phase.users, locustfile)} for {span}{label}"
     rate = show_rps(float(phase.start_rps))
     if phase.curve == "sine":
         rate += f" ± {phase.swing:.0%} in a sine of {_at(phase.period_us)}"
@@ -108,9 +108,11 @@ def _phase(phase: Phase) -> str:
     return f"phase {phase.name}: {rate} for {span}, {expected(phase):,.0f} expected{label}"
 
 
-def _users(users: Users) -> str:
+def _users(users: Users, locustfile: str) -> str:
     many = f"{users.start} users" if users.start == users.end else f"{users.start} to {users.end}"
     many = many if many.endswith("users") else f"{many} users"
+    if locustfile:
+        return f"{many} of {locustfile}"
     if not users.think_us:
         return f"{many} who do not think"
     mean = " on average" if users.exponential else ""

@@ -23,6 +23,7 @@ from survive.judge.exits import Facts, exit_as_asked, exit_code, word_of
 from survive.judge.faults import ONE_SHOT, PROVEN, Life, lives
 from survive.judge.grades import asked_of, fault_grades, lowest, ungraded
 from survive.judge.hysteresis import loop_of
+from survive.judge.journeys import never_asked, with_journeys
 from survive.judge.load import absent, conservation, guilt, load_report, undelivered
 from survive.judge.metrics import Tally, allowed_share
 from survive.judge.probed import missing, seen
@@ -49,6 +50,7 @@ from survive.units import SECOND
 
 _DEFAULT_STABLE_US = 5 * SECOND  # half of the 10 s that are watched when no objective says
 BASELINE_UNDECIDED = "the baseline (steady) is undecided"
+_NO_KIND = -1  # of a locustfile: what nothing was called
 _BROKE_OFF = {
     "target_unhealthy": "the target never became healthy",
     "agent_died": "the chaos agent died",
@@ -58,7 +60,7 @@ _BROKE_OFF = {
 
 def judge(record: Record, scenario: Scenario) -> Verdict:
     """The verdict on a stored run. RecordError if scenario and record do not belong together."""
-    return _Judgement(record, scenario).verdict()
+    return _Judgement(record, with_journeys(scenario, record.plan)).verdict()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,8 @@ class _Judgement:
             raise RecordError("the scenario has other faults than the plan of this run")
         for objective in self._scenario.objectives.values():
             named = set() if objective.metric in PROBED | GAUGES else set(objective.of)
-            if unknown := sorted(named - set(self._plan.kinds)):
+            unknown = [] if self._plan.locustfile else sorted(named - set(self._plan.kinds))
+            if unknown:
                 raise RecordError(f"the plan of this run has no request {unknown[0]!r}")
 
     def verdict(self) -> Verdict:
@@ -129,7 +132,8 @@ class _Judgement:
     def _tally(self, objective: Objective, kind: str) -> Tally:
         key = (objective.name, kind)
         if key not in self._tallies:
-            at = self._plan.kinds.index(kind)
+            kinds = self._plan.kinds
+            at = kinds.index(kind) if kind in kinds else _NO_KIND
             self._tallies[key] = Tally(self._table, self._windows, objective, at)
         return self._tallies[key]
 
@@ -159,6 +163,12 @@ class _Judgement:
         ]
 
     def _cells_of(self, objective: Objective) -> Iterator[Cell]:
+        never = never_asked(objective, self._plan)
+        for cell in self._judged_cells(objective):
+            whole = cell.request in self._plan.kinds
+            yield _tempered(cell, never) if never and not whole else cell
+
+    def _judged_cells(self, objective: Objective) -> Iterator[Cell]:
         if objective.metric is Metric.RECOVERY:
             yield from self._recovery_cells(objective)
         elif objective.metric in TALLIED:

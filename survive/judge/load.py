@@ -307,6 +307,8 @@ def _after_end(plan: Plan, table: Table, windows: Windows, kind: int) -> int:
 
 
 def _spread(plan: Plan, table: Table, series: Series) -> Spread:
+    if plan.locustfile:
+        return Spread(None, None, None)  # Locust does not tell when a request was due
     total = sum(
         (
             table.dense(sets, np.ones(sets.stop - sets.start, dtype=np.bool_))

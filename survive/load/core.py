@@ -102,7 +102,7 @@ class Filing:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._kinds = (*plan.kinds, HARNESS)
+        self._kinds = [*plan.kinds]
         self._marks = plan.marks
         self._starts = [start for start, _ in plan.slices]
         self._slice_starts = np.array(self._starts, dtype=np.int64)
@@ -111,6 +111,11 @@ class Filing:
         self._extra: dict[Key, array[int]] = {}
         self._open: dict[int, tuple[Job, int, int]] = {}
         self._names: dict[str, str] = {"": ""}
+
+    def learn(self, kind: str) -> int:
+        """The index of a kind that the plan did not know."""
+        self._kinds.append(kind)
+        return len(self._kinds) - 1
 
     def slice_of(self, t_us: int) -> int:
         """Index of the slice that holds a moment; the last one for the drain."""

@@ -40,6 +40,10 @@ class RefusedHere(Exception):  # noqa: N818  it is no error of ours
     """This host cannot run this load."""
 
 
+class TheirsIsWrong(Exception):  # noqa: N818  the same
+    """The team's own locustfile cannot be run; the text says where and why."""
+
+
 class Pipe:
     """The way to the parent: never blocks the lanes, leaves when the parent is gone."""
 
@@ -156,8 +160,9 @@ def user_class(host: Callable[[], None]) -> type[locust.User]:
 
 def die_of(error: BaseException, pipe: Pipe) -> None:
     """Tell the parent why, and leave."""
-    refused = isinstance(error, RefusedHere)
-    text = str(error) if refused else "".join(traceback.format_exception(error))
-    pipe.send(LoadFailed(text, refused))
+    refused, theirs = isinstance(error, RefusedHere), isinstance(error, TheirsIsWrong)
+    plain = refused or theirs
+    text = str(error) if plain else "".join(traceback.format_exception(error))
+    pipe.send(LoadFailed(text, refused, theirs))
     pipe.empty.wait(timeout=2.0)
-    leave(ExitCode.REFUSED if refused else ExitCode.BUG)
+    leave(ExitCode.REFUSED if refused else ExitCode.INVALID if theirs else ExitCode.BUG)

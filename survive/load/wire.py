@@ -29,10 +29,12 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """The load process cannot go on. ``refused``: this host cannot run it (fds); else a bug."""
+    """The load process cannot go on. ``refused``: this host cannot run it (fds); ``theirs``: the
+    team's own locustfile is wrong; else a bug."""
 
     error: str
     refused: bool = False
+    theirs: bool = False
 
 
 Message: TypeAlias = Ready | LoadFailed | Frame
@@ -45,7 +47,8 @@ def encode(message: Message) -> bytes:
     elif isinstance(message, Ready):
         payload = msgpack.packb({"ready": True})
     else:
-        payload = msgpack.packb({"error": message.error, "refused": message.refused})
+        told = {"error": message.error, "refused": message.refused, "theirs": message.theirs}
+        payload = msgpack.packb(told)
     return _LENGTH.pack(len(payload)) + payload
 
 
@@ -74,7 +77,7 @@ def decode(payload: bytes) -> Message:
         if "frame" in data:
             return _frame(*data["frame"])
         if "error" in data:
-            return LoadFailed(str(data["error"]), bool(data["refused"]))
+            return LoadFailed(str(data["error"]), bool(data["refused"]), bool(data["theirs"]))
         if data["ready"] is True:
             return Ready()
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:

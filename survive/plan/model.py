@@ -6,8 +6,8 @@ inject cut (the only cuts that requests can *cross*; load knows no more of fault
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -16,6 +16,7 @@ from survive.scenario.model import Phase, Users
 
 GUARD_US = 250_000  # after every cut: its own slice, since neither state is certain in it
 SLICE_US = 1_000_000
+JOURNEY_END_US = 30_000_000  # in which users of a locustfile end what they are at, at the end
 BLOCK = 256  # mean arrivals of one block of the schedule, see arrivals.py
 
 
@@ -57,6 +58,7 @@ class Plan:
     end_us: int  # of the last phase
     planned: tuple[tuple[int, ...], ...]  # [phase][kind]
     trace_us: tuple[int, ...] = ()  # of a replayed trace: its moments, from its first
+    locustfile: str = ""  # its users make the requests: the kinds are known when they were seen
 
     def to_json(self) -> dict[str, Json]:
         """Plain data; rates as exact fractions in text."""
@@ -94,6 +96,19 @@ class Plan:
     def most_users(self) -> int:
         """The most users at once; 0 = an open model."""
         return max((p.users.most for p in self.phases if p.users is not None), default=0)
+
+    def with_kinds(self, names: Sequence[str]) -> Plan:
+        """The same with the kinds that were seen; of a locustfile only."""
+        if not self.locustfile or not names:
+            return self
+        kinds = tuple(dict.fromkeys(names))
+        return replace(
+            self,
+            kinds=kinds,
+            timeouts_us=(JOURNEY_END_US,) * len(kinds),
+            streamed=(False,) * len(kinds),
+            planned=((0,) * len(kinds),) * len(self.phases),
+        )
 
     def fault(self, name: str) -> FaultWindow:
         """The planned life of the fault of that name; KeyError if none."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from survive.plan.arrivals import Schedule
-from survive.plan.model import GUARD_US, SLICE_US, FaultWindow, Plan
+from survive.plan.model import GUARD_US, JOURNEY_END_US, SLICE_US, FaultWindow, Plan
 from survive.scenario.model import FaultPlan, Metric, Objective, Scenario
 from survive.units import SECOND
 
@@ -111,7 +111,8 @@ def make_plan(scenario: Scenario) -> Plan:
         arrivals=load.arrivals,
         scale=str(load.scale),
         kinds=kinds,
-        timeouts_us=tuple(kind.timeout_us for kind in scenario.requests.values()),
+        timeouts_us=tuple(kind.timeout_us for kind in scenario.requests.values())
+        or (JOURNEY_END_US,),
         streamed=tuple(kind.streamed for kind in scenario.requests.values()),
         gives_up_after_us=scenario.gives_up_after_us,
         lanes=load.lanes,
@@ -122,6 +123,7 @@ def make_plan(scenario: Scenario) -> Plan:
         end_us=load.end_us,
         planned=_counts(schedule, [p.start_us for p in load.phases], len(kinds)),
         trace_us=load.trace_us,
+        locustfile="" if load.locustfile is None else str(load.locustfile),
     )
 
 

@@ -27,6 +27,7 @@ class EventName(StrEnum):
     FAULT_HEALED = "fault_healed"
     HEAL_PROVEN = "heal_proven"
     PROBE_SEEN = "probe_seen"
+    KIND_SEEN = "kind_seen"  # of a locustfile: the first request of that name
     STOPPED = "stopped"
     RUN_ENDED = "run_ended"
 

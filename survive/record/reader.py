@@ -66,6 +66,8 @@ class Record:
                 f"{folder / EVENTS} is cut short: it has no {EventName.RUN_ENDED} event",
                 hint="the run was killed; what it saw is in its files, but there is no verdict",
             )
+        seen = [event.text("kind") for event in events if event.name == EventName.KIND_SEEN]
+        plan = plan.with_kinds(seen)
         if from_hlog:
             table = Table.from_hlog(folder / HLOG, plan)
         else:
@@ -128,7 +130,7 @@ class Record:
         if kind is None:
             return rps
         phase = next(phase for phase in self.plan.phases if start_us < phase.end_us)
-        return rps * phase.shares[kind]
+        return rps * phase.shares.get(kind, 0.0)
 
 
 def _chart_ms(us: Any) -> float | str:
@@ -170,6 +172,6 @@ def _read_plan(path: Path) -> Plan:
         plan = Plan.from_json(document)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise RecordError(f"{path} is damaged: {error!r}") from error
-    if not plan.slices or not plan.phases or not plan.kinds:
+    if not plan.slices or not plan.phases or not (plan.kinds or plan.locustfile):
         raise RecordError(f"{path} is damaged: it plans nothing")
     return plan

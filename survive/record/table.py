@@ -55,6 +55,7 @@ OUTCOME_CODE = {"": 0, **{str(outcome): at for at, outcome in enumerate(OUTCOMES
 FAILURE = BUCKETS  # the bucket of +infinity, in charts: failures are over every latency
 INFINITE = -1  # how a chart percentile says so
 _CHART_SLACK_S = 30
+_AFTER_ALL = 1 << 30  # in place of the number of kinds, while they may become more
 _OPEN_SEGMENTS = 8  # sets of older segments are packed; a late delta unpacks by merging
 _MINUTE_US = 60 * SECOND
 FINE_US = 10 * _MINUTE_US  # a phase no longer than this is kept slice by slice
@@ -264,7 +265,7 @@ class TableBuilder:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._kinds = {name: at for at, name in enumerate((*plan.kinds, HARNESS))}
+        self._kinds = {**{name: at for at, name in enumerate(plan.kinds)}, HARNESS: _AFTER_ALL}
         self._segment = segments_of(plan).tolist()
         self._second = [start // SECOND for start, _ in plan.slices]
         self._row_at: dict[int, int] = {}
@@ -275,7 +276,7 @@ class TableBuilder:
         self._newest = 0
         self._who: dict[tuple[int, int, int, int, str], int] = {}
         self._why: dict[tuple[int, int, int, int, str], int] = {}
-        self._chart = _Chart(len(plan.kinds), max(plan.timeouts_us, default=0))
+        self._chart = _Chart(max(plan.timeouts_us, default=0))
 
     def add(self, key: Key, counts: Counts) -> None:
         """One delta. ValueError if the key is not of this plan."""
@@ -283,6 +284,8 @@ class TableBuilder:
             raise ValueError(f"no slice {key.slice}")
         if not -1 <= key.crossed < len(self._plan.marks):
             raise ValueError(f"no mark {key.crossed}")
+        if self._plan.locustfile and key.kind not in self._kinds:
+            self._kinds[key.kind] = len(self._kinds) - 1
         if key.kind not in self._kinds or key.outcome not in OUTCOME_CODE:
             raise ValueError(f"no request kind {key.kind!r} or outcome {key.outcome!r}")
         if (key.series is Series.LATENCY) != bool(key.outcome) and not (
@@ -351,10 +354,11 @@ class TableBuilder:
         packed = [self._packed[place] for place in places]
         who, who_names = _named(self._who)
         why, why_names = _named(self._why)
+        kinds = len(self._kinds) - 1
         return Table(
-            rows=self._rows[:used][order],
+            rows=_numbered(self._rows[:used][order], 0, kinds),
             row_counts=self._counts[:used][order],
-            sets=np.array(places, dtype=np.int64).reshape(-1, 5),
+            sets=_numbered(np.array(places, dtype=np.int64).reshape(-1, 5), 2, kinds),
             ends=np.cumsum([len(indices) for indices, _ in packed], dtype=np.int64),
             index=np.concatenate([i for i, _ in packed] or [np.zeros(0, dtype=np.uint16)]),
             count=np.concatenate([c for _, c in packed] or [np.zeros(0, dtype=np.int32)]),
@@ -362,8 +366,14 @@ class TableBuilder:
             who_names=who_names,
             why=why,
             why_names=why_names,
-            chart=self._chart.finish(),
+            chart=_numbered(self._chart.finish(), 1, kinds),
         )
+
+
+def _numbered(lines: I64, column: int, kinds: int) -> I64:
+    """The same lines now that the number of kinds is known; their order stays."""
+    lines[lines[:, column] == _AFTER_ALL, column] = kinds
+    return lines
 
 
 def _named(counts: dict[tuple[int, int, int, int, str], int]) -> tuple[I64, tuple[str, ...]]:
@@ -375,8 +385,7 @@ def _named(counts: dict[tuple[int, int, int, int, str], int]) -> tuple[I64, tupl
 class _Chart:
     """p50 and p99 of latency per second, kept exact while answers may still come."""
 
-    def __init__(self, kinds: int, largest_timeout_us: int) -> None:
-        self._pooled = kinds
+    def __init__(self, largest_timeout_us: int) -> None:
         self._wait_s = -(-largest_timeout_us // SECOND) + _CHART_SLACK_S
         self._open: dict[int, dict[int, dict[int, int]]] = {}  # second → kind → bucket → count
         self._done: dict[int, list[tuple[int, int, int, int]]] = {}
@@ -385,7 +394,7 @@ class _Chart:
     def add(self, second: int, kind: int, counts: Counts) -> None:
         if second in self._done:
             return
-        for of in (kind, self._pooled):
+        for of in (kind, _AFTER_ALL):
             into = self._open.setdefault(second, {}).setdefault(of, {})
             for index, count in zip(counts.indices, counts.counts, strict=True):
                 into[index] = into.get(index, 0) + count

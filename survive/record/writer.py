@@ -125,6 +125,7 @@ class RecordWriter:
         self._events = (folder / EVENTS).open("xb")
         self._hlog = HlogWriter(folder / HLOG)
         self._table = TableBuilder(plan)
+        self._kinds = [*plan.kinds]
         self._clean: dict[tuple[str, str], str] = {}
         self._distinct = {"who": 0, "why": 0}
         self._recent: deque[tuple[int, dict[str, _Tick]]] = deque()
@@ -150,6 +151,7 @@ class RecordWriter:
     def frame(self, frame: Frame) -> None:
         """Append one frame's deltas. ValueError if one is not of this plan."""
         kinds: dict[str, _Tick] = {}
+        self._learn(frame)
         for key, counts in frame.sets:
             clean = self._cleaned(key)
             self._table.add(clean, counts)
@@ -159,6 +161,15 @@ class RecordWriter:
                 _tell(kinds.setdefault(clean.kind, _Tick()), clean, counts)
         self._hlog.flush()
         self._remember(frame.at_us, kinds)
+
+    def _learn(self, frame: Frame) -> None:
+        """What a locustfile's users ask is known when they ask it."""
+        if not self._plan.locustfile:
+            return
+        for kind in dict.fromkeys(key.kind for key, _ in frame.sets):
+            if kind not in {*self._kinds, HARNESS}:
+                self._kinds.append(kind)
+                self.event(events.EventName.KIND_SEEN, {"kind": kind}, frame.at_us)
 
     def _cleaned(self, key: Key) -> Key:
         """Replica ids and failure classes come from the target: no commas, no flood of names."""
@@ -193,7 +204,7 @@ class RecordWriter:
             # A frame speaks of the second before it.
             min(ticks[-1][0], ticks[-1][0] - ticks[0][0] + SECOND) if ticks else 0,
             mean_rps(self._plan, max(0, now_us - SECOND), max(1, now_us)),
-            {name: _live_kind([t[name] for t in recent if name in t]) for name in self._plan.kinds},
+            {name: _live_kind([t[name] for t in recent if name in t]) for name in self._kinds},
             tuple(self._settled),
         )
 

@@ -306,6 +306,8 @@ def _of(
         return _of_probes(check, path, given, metric, probes)
     if metric in GAUGES:
         return _of_services(check, path, given, metric)
+    if check.model.load.locustfile is not None:
+        return _of_journeys(check, path, given, metric)
     streams = metric in STREAMS | {Metric.TOKENS_PER_S} or (paid and paid.what == "tokens")
     kinds = check.streamed if streams else [*check.model.requests]
     if given is None:
@@ -318,6 +320,18 @@ def _of(
         return tuple(kinds)
     _check_of(check, (*path, "of"), given, metric if streams else None)
     return tuple(given)
+
+
+def _of_journeys(
+    check: Check, path: Loc, given: list[str] | None, metric: Metric
+) -> tuple[str, ...]:
+    """Names or patterns of what a locustfile's users will ask; the run shows what there is."""
+    if metric not in {Metric.SUCCESS, Metric.LATENCY, Metric.SERVICE_TIME, Metric.GOODPUT}:
+        known = "success, latency, service_time and goodput are"
+        check.wrong((*path, "metric"), f"{metric} is not known of a locustfile's users; {known}")
+    if given is not None and not given:
+        check.wrong((*path, "of"), "is empty; at least one is needed")
+    return tuple(dict.fromkeys(given or ["*"]))
 
 
 def _of_probes(
@@ -407,7 +421,9 @@ def make_stop_if(check: Check) -> dict[str, StopIf]:
     rules = {}
     for name, model in check.model.stop_if.items():
         path: Loc = ("stop_if", name)
-        if model.of is not None:
+        if model.of is not None and check.model.load.locustfile is not None:
+            check.wrong((*path, "of"), "a locustfile's requests are stopped all together", key=True)
+        elif model.of is not None:
             _check_of(check, (*path, "of"), model.of, None)
         if model.below <= 0:
             check.wrong((*path, "below"), "0% is never undercut", "like 20%")

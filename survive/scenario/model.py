@@ -245,6 +245,7 @@ class LoadSpec:
     trace_us: tuple[int, ...] = ()  # moments of a trace that is replayed, from its first
     max_extend_us: int = 60_000_000  # of the last phase, by `--inconclusive extend`
     affinity: str = "none"  # | auto: see survive.host.affinity
+    locustfile: Path | None = None  # whose users make the requests; relative to the scenario
 
     @property
     def end_us(self) -> int:

@@ -438,6 +438,11 @@ class LoadModel(Strict):
         description="`auto`: each load worker on a core of its own and all else that the run "
         "starts on the others, if there are enough. Default none: the kernel decides.",
     )
+    locustfile: Text | None = Field(
+        None,
+        description="A Locust file beside the scenario, unchanged: its users are those of the "
+        "phases, and what they ask is recorded as `USER CLASS/REQUEST NAME`. Real host only.",
+    )
     phases: list[PhaseModel] = Field(min_length=1, description="In order of time.")
 
 
@@ -504,7 +509,8 @@ class ObjectiveModel(Strict):
     of: Names | None = Field(
         None,
         description="A request kind, a probe or a service (of what the metric is), or a list. "
-        "Default: all that have the metric; of replicas, gpu, kv and queue the services with GPUs.",
+        "Default: all that have the metric; of replicas, gpu, kv and queue the services with GPUs. "
+        "With a locustfile also a pattern: Shopper/*.",
     )
     during: Text | None = Field(
         None,
@@ -760,7 +766,7 @@ class ScenarioModel(Strict):
         1, ge=0, le=2**63 - 1, description="Fixes the schedule and every draw. Default 1."
     )
     requests: Annotated[dict[Name, RequestModel], DropX] = Field(
-        min_length=1, description="The kinds of call that users make, by name."
+        {}, description="The kinds of call that users make, by name; none with a `locustfile`."
     )
     clients: ClientsModel = Field(
         ClientsModel.model_construct(retries=None, gives_up_after=None),

@@ -56,6 +56,7 @@ def make_requests(check: Check) -> dict[str, RequestKind]:
 
 def _shares(check: Check) -> dict[str, float]:
     requests = check.model.requests
+    _check_whose(check)
     given = {name: model.share for name, model in requests.items() if model.share is not None}
     total = math.fsum(given.values())
     open_kinds = [name for name in requests if name not in given]
@@ -64,7 +65,7 @@ def _shares(check: Check) -> dict[str, float]:
         check.wrong(
             ("requests",), f"shares sum to {total * 100:.6g}%, which is over 100%", key=True
         )
-    elif not open_kinds and sound and total < 1 - _EPSILON:
+    elif requests and not open_kinds and sound and total < 1 - _EPSILON:
         check.wrong(
             ("requests",),
             f"shares sum to {total * 100:.6g}%, not 100%",
@@ -80,6 +81,22 @@ def _shares(check: Check) -> dict[str, float]:
         )
     rest = max(0.0, 1 - total) / len(open_kinds) if open_kinds else 0.0
     return {name: given.get(name, rest) for name in requests}
+
+
+def _check_whose(check: Check) -> None:
+    """Requests are of the scenario or of a locustfile; one of them makes the traffic."""
+    ours = check.draft.names("requests")
+    if check.model.load.locustfile is None:
+        if not ours and check.draft.sound("requests") and check.draft.sound("load"):
+            why = "is empty; at least one is needed" if check.draft.node("requests") else ""
+            check.wrong(
+                ("requests",), why or "the scenario has no `requests:`", "like home: {get: /}"
+            )
+        return
+    for key in ("requests", "clients"):
+        if check.draft.node(key) is not None:
+            hint = "remove it, or the locustfile"
+            check.wrong((key,), f"the users of a locustfile have their own {key}", hint, key=True)
 
 
 def _request(check: Check, name: str, model: RequestModel, part: float) -> RequestKind:
@@ -218,8 +235,23 @@ def make_load(check: Check, requests: Mapping[str, RequestKind]) -> LoadSpec:
     if _is_closed(check):
         _check_closed(check, model)
         most = max(phase.users.most for phase in phases if phase.users is not None)
-        extend = model.max_extend
-        return LoadSpec("poisson", Fraction(1), most, most, tuple(phases), (), extend)
+        return LoadSpec(
+            arrivals="poisson",
+            scale=Fraction(1),
+            lanes=most,
+            lanes_needed=most,
+            phases=tuple(phases),
+            max_extend_us=model.max_extend,
+            affinity=model.affinity,
+            locustfile=_locustfile(check, model),
+        )
+    if model.locustfile is not None:
+        check.wrong(
+            ("load", "locustfile"),
+            "its users need phases with `users:`",
+            "like users: 50",
+            key=True,
+        )
     peak = max(p.peak_rps for p in phases)
     timeout = max((r.timeout_us for r in requests.values()), default=SECOND)
     arrivals, trace_us = _arrivals(check, model)
@@ -259,6 +291,23 @@ def _check_closed(check: Check, model: LoadModel) -> None:
             check.wrong(
                 ("load", key), f"users have no {key}", "remove it, or give phases a rate", key=True
             )
+
+
+def _locustfile(check: Check, model: LoadModel) -> Path | None:
+    """The file, unread: what is in it is run by `survive run` only."""
+    if model.locustfile is None:
+        return None
+    if not check.stored and not (check.folder / model.locustfile).is_file():
+        check.wrong(("load", "locustfile"), f"there is no file {model.locustfile}")
+    for index, phase in enumerate(model.phases):
+        if phase.think is not None:
+            check.wrong(
+                ("load", "phases", index, "think"),
+                "the users of a locustfile think for its `wait_time`",
+                "remove it",
+                key=True,
+            )
+    return Path(model.locustfile)
 
 
 def _users(model: PhaseModel) -> Users | None:
