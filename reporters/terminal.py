@@ -624,19 +624,20 @@ def _effect(fault: FaultReport) -> str:
     if fault.proof != "proven":
         return "not judged: the fault was not proven"
     since = "heal" if fault.planned_heal_s is not None else "inject"
+    hurt = fault.error_window_s != 0  # else there was nothing to absorb or to recover from
     parts = []
     if fault.planned_heal_s is not None:
         absorbed = _after("absorbed", fault.absorbed_after_s, "inject")
-        parts.append(absorbed or "not seen to be absorbed")
+        parts.append(absorbed or ("not seen to be absorbed" if hurt else ""))
     recovered = _after("recovered", fault.recovered_after_s, since)
-    parts.append(recovered or "not seen to recover")
+    parts.append(recovered or ("not seen to recover" if hurt else ""))
     if fault.error_window_s is not None:
         window = f"error window {words.seconds(fault.error_window_s)}"
         parts.append(window if fault.error_window_s else "no error window")
     if fault.residual is not None:
         residual = f"residual {fault.residual * 100:+.2g} % bad"
         parts.append(residual if fault.residual else "no residual")
-    return ", ".join(parts)
+    return ", ".join(part for part in parts if part)
 
 
 def _after(what: str, seconds: float | None, since: str) -> str:

@@ -176,6 +176,17 @@ def test_every_bad_outcome_counts_against_success(tmp_path, metric):
         assert found.verdict is Word.FAILED and found.bad > 60
 
 
+@pytest.mark.parametrize(
+    "metric", [Metric.LATENCY, Metric.SERVICE_TIME, Metric.TTFT, Metric.TPOT, Metric.ITL]
+)
+def test_who_failed_was_late_by_every_clock(tmp_path, metric):
+    objective = Objective("o", metric, 800 * MS, 0.95, ("chat",), "run")
+    base = scenario(faults=(), objectives=(objective,), end_s=22)
+    found = cell(verdict_of(Story(base, down(10, 13)), tmp_path), "o", "chat")
+    assert (found.verdict, found.observed) == (Word.FAILED, "inf")
+    assert found.bad == pytest.approx(3 * 36, abs=30)
+
+
 def test_a_stream_without_content_is_over_every_ttft_limit(tmp_path):
     base = scenario(faults=(), objectives=(replace(FAST, during="run"),))
     story = Story(base, lambda t, k: Fate(ttft=None if 10 * S < t < 20 * S else MS))
@@ -194,6 +205,16 @@ def test_gaps_of_one_stream_are_no_independent_evidence(tmp_path):
     assert record.table.total(Series.ITL) > 9 * found.n
     assert found.n < 2000 and found.verdict is Word.SURVIVED
     assert found.bad / found.n == pytest.approx(0.05, abs=0.02)
+
+
+def test_a_cluster_in_a_short_steady_window_is_counted_plainly(tmp_path):
+    """Below a minute there are too few blocks to measure how far it stands for others."""
+    base = scenario(faults=(), objectives=(ANSWERS,), rps=200, end_s=42)
+    found = cell(verdict_of(Story(base, down(10, 10.15)), tmp_path / "a"), "answers", "chat")
+    assert (found.verdict, found.why) == (Word.SURVIVED, "") and found.bad > 10
+    long = scenario(faults=(), objectives=(ANSWERS,), rps=200, end_s=64)
+    found = cell(verdict_of(Story(long, down(10, 10.15)), tmp_path / "b"), "answers", "chat")
+    assert found.verdict is Word.INCONCLUSIVE and "comes in clusters" in found.why
 
 
 def test_too_few_requests_say_how_much_longer(tmp_path):

@@ -115,6 +115,15 @@ def test_a_recovery_that_never_came_is_said_so():
     assert "recovery:gpu-loss: took 7 s, limit 6 s" in _flat(rendered(verdict=verdict(late)))
 
 
+def test_what_was_never_hurt_is_not_said_to_be_still_so():
+    """Watched for less than `stable_for`, nothing bad in it: there was nothing to recover from."""
+    gone = {"absorbed_after_s": None, "recovered_after_s": None, "residual": None}
+    unhurt, hurt = (fakes.slow_network(error_window_s=s, **gone) for s in (0.0, 3.0))
+    calm, broken = (rendered(verdict=fakes.verdict(faults=(fault,))) for fault in (unhurt, hurt))
+    assert "  effect    no error window\n" in calm
+    assert "not seen to be absorbed, not seen to recover, error window 3 s" in _flat(broken)
+
+
 def test_a_stop_and_an_unproven_heal_speak_by_their_reason():
     stopped = replace(
         fakes.failed(), exit_code=ExitCode.STOPPED, reasons=("stopped by stop_if meltdown",)
