@@ -58,7 +58,17 @@ async def call(api, method, path, body=None):
 
 async def upstream(handle):
     """A server for ``handle(reader, writer)``; its host:port and the server."""
-    made = await asyncio.start_server(handle, "127.0.0.1", 0)
+
+    async def served(reader, writer):
+        """Ends well with its loop, too: Python 3.12.1 asks a cancelled task for its exception."""
+        try:
+            await handle(reader, writer)
+        except asyncio.CancelledError:
+            pass
+        finally:
+            writer.close()
+
+    made = await asyncio.start_server(served, "127.0.0.1", 0)
     host, port = made.sockets[0].getsockname()
     return f"{host}:{port}", made
 
