@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from survive.contracts import HandleSpec, Injection
+from survive.contracts import HandleSpec, Injection, ProcessHandle
 from survive.errors import RefusedError
 from survive.units import SECOND
 
 from .replicas import OnReplica
+
+OUTLIVES_S = 10
 
 
 class AroundProcess(OnReplica):
@@ -30,7 +32,19 @@ class AroundProcess(OnReplica):
         return list(victims)
 
 
-def lifetime_s(injection: Injection) -> float:
-    """A helper outlives its planned heal by little, whatever happens to everybody else."""
-    until_us = injection.until_us if injection.until_us is not None else injection.at_us
-    return (until_us - injection.at_us) / SECOND + 10
+class ByHelper(AroundProcess):
+    """A fault that is a helper process beside its victim: it bites as long as that lives."""
+
+    async def help(self, injection: Injection, handle: ProcessHandle, *what: str) -> None:
+        """Start the helper; what an earlier inject left is ended first.
+
+        It outlives its planned heal by little, whatever happens to everybody else.
+        """
+        await handle.pressure.end_helpers(injection.id)
+        until_us = injection.until_us if injection.until_us is not None else injection.at_us
+        lifetime_s = (until_us - injection.at_us) / SECOND + OUTLIVES_S
+        await handle.pressure.start_helper(injection.id, what, lifetime_s)
+
+    async def heal(self, injection: Injection, handle: ProcessHandle) -> None:
+        """End the helper, and with it all that it held."""
+        await handle.pressure.end_helpers(injection.id)

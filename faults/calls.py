@@ -46,6 +46,11 @@ async def head_of(handle: Handle, request: Request, within_s: float) -> int | Br
     return answer.status
 
 
+async def get(handle: Handle, path: str, within_s: float) -> int | Broken:
+    """The status of a whole answer to a GET straight to it, or how it failed."""
+    return await status_of(handle, Request("GET", path), within_s)
+
+
 async def health(handle: Handle, within_s: float, address: str = "") -> int | Broken:
     """What the health route says, whole."""
     return await status_of(handle, Request("GET", handle.spec.probe_path), within_s, address)

@@ -6,11 +6,7 @@ for nothing. What is on is what the ``verify`` probe says from outside.
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from survive.contracts import (
@@ -23,64 +19,18 @@ from survive.contracts import (
     Observation,
 )
 from survive.errors import RefusedError
-from survive.units import UnitError
 
 from .activities.runner import runner
-from .activities.shape import Activity, Block
-
-NO_BLOCK = Block()
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Settings: what breaks, what mends, and the probe whose tolerance holds while it is broken."""
-
-    inject: Activity
-    heal: Activity
-    verify: Activity
-    configuration: Block = NO_BLOCK
-    secrets: Block = NO_BLOCK
-
-    def __post_init__(self) -> None:
-        _check(self.verify, [self.inject, self.heal], self.configuration, self.secrets)
+from .activities.settings import ROLES, Held, Once, missing
+from .common import Common, OneShot
 
 
-@dataclass(frozen=True, slots=True)
-class Once:
-    """Settings: ``irreversible: true`` is written out, so that nobody forgets a heal."""
-
-    inject: Activity
-    verify: Activity
-    irreversible: bool
-    configuration: Block = NO_BLOCK
-    secrets: Block = NO_BLOCK
-
-    def __post_init__(self) -> None:
-        if not self.irreversible:
-            raise UnitError("what can be undone is kind `chaostoolkit`, with `heal:` and `for:`")
-        _check(self.verify, [self.inject], self.configuration, self.secrets)
-
-
-def _check(verify: Activity, acts: list[Activity], configuration: Block, secrets: Block) -> None:
-    if "tolerance" not in verify.raw:
-        raise UnitError("verify needs `tolerance:`: what its output is while the fault is on")
-    for act in acts:
-        if act.call() == verify.call() and act.raw["provider"]["type"] != "process":
-            raise UnitError("verify makes the same call as what it proves: use another channel")
-    known = configuration.names() | secrets.names()
-    for name in sorted(set().union(*(activity.names() for activity in [verify, *acts])) - known):
-        raise UnitError(f"${{{name}}} is declared in neither `configuration:` nor `secrets:`")
-    for name in secrets.literals():
-        raise UnitError(f"secret {name!r} is written out; write {{type: env, key: NAME}}")
-
-
-class _Activities:
+class _Activities(Common):
     """What both kinds share."""
 
     grade: ClassVar[Grade] = Grade.EMULATED  # the least that it can be: nobody knows
     layer: ClassVar[str] = "extension"
     needs: ClassVar[Needs] = Needs.TARGET
-    keeps_down: ClassVar[bool] = False
     certifies: ClassVar[str] = (
         "requests survive what the extension's action did, as the verify probe saw it"
     )
@@ -92,17 +42,13 @@ class _Activities:
 
     def preflight(self, settings: Held | Once, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
         """The target; refuses if an extension or a program is not installed here. Runs no code."""
-        for name, activity in _activities(settings):
-            provider = activity.raw["provider"]
-            if provider["type"] == "python" and not _installed(provider["module"]):
-                raise RefusedError(f"{name}: module {provider['module']!r} is not installed here")
-            if provider["type"] == "process" and shutil.which(provider["path"]) is None:
-                raise RefusedError(f"{name}: there is no program {provider['path']!r} here")
+        if what := missing(settings):
+            raise RefusedError(what)
         return list(victims)
 
     async def get_ready(self, injection: Injection) -> None:
         """Start the server, import the extensions, check that every activity can be called."""
-        activities = [_named(injection, name) for name in _roles(injection)]
+        activities = [_named(injection, role) for role in ROLES if role in injection.settings]
         modules = [a["provider"]["module"] for a in activities if "module" in a["provider"]]
         await _ask(injection, "check", activities=activities, **{"import": modules})
 
@@ -129,8 +75,6 @@ class ChaosToolkit(_Activities):
     """``chaostoolkit``: an action, and the action that undoes it."""
 
     kind: ClassVar[str] = "chaostoolkit"
-    held: ClassVar[bool] = True
-    privileges: ClassVar[str] = ""
     settings: ClassVar[type] = Held
 
     async def heal(self, injection: Injection, handle: Any) -> None:
@@ -138,32 +82,12 @@ class ChaosToolkit(_Activities):
         await _ask(injection, "act", activity=_named(injection, "heal"))
 
 
-class ChaosToolkitOnce(_Activities):
+class ChaosToolkitOnce(OneShot, _Activities):
     """``chaostoolkit.once``: an action that nothing undoes, like the end of a pod."""
 
     kind: ClassVar[str] = "chaostoolkit.once"
-    held: ClassVar[bool] = False
     privileges: ClassVar[str] = "leave to do what cannot be undone"
     settings: ClassVar[type] = Once
-
-    async def heal(self, injection: Injection, handle: Any) -> None:
-        """Nothing to undo: a one-shot."""
-
-
-def _installed(module: str) -> bool:
-    """Its package is there to import, or a file beside where survive was started."""
-    package = module.partition(".")[0]
-    beside = (Path(f"{package}.py"), Path(package))
-    return any(path.exists() for path in beside) or importlib.util.find_spec(package) is not None
-
-
-def _activities(settings: Held | Once) -> list[tuple[str, Activity]]:
-    found = [(name, getattr(settings, name, None)) for name in ("inject", "heal", "verify")]
-    return [(name, activity) for name, activity in found if activity is not None]
-
-
-def _roles(injection: Injection) -> list[str]:
-    return [name for name in ("inject", "heal", "verify") if name in injection.settings]
 
 
 def _named(injection: Injection, role: str) -> dict[str, Any]:

@@ -20,11 +20,19 @@ TOKENS = 6
 BUSY = {429, 503}  # refused for load: says nothing of the GPU
 
 
+def chat_body(
+    tokens: int, *, stream: bool, prompt: str = "ping", model: str = "probe"
+) -> dict[str, object]:
+    """The JSON of a small chat."""
+    messages = [{"role": "user", "content": prompt}]
+    return {"model": model, "max_tokens": tokens, "stream": stream, "messages": messages}
+
+
 def chat(tokens: int, *, stream: bool, prompt: str = "ping", model: str = "probe") -> Request:
     """A chat of so many tokens."""
-    messages = [{"role": "user", "content": prompt}]
-    body = {"model": model, "max_tokens": tokens, "stream": stream, "messages": messages}
-    return posted("/v1/chat/completions", body)
+    return posted(
+        "/v1/chat/completions", chat_body(tokens, stream=stream, prompt=prompt, model=model)
+    )
 
 
 async def one_token(handle: Handle, model: str = "probe") -> int | Broken:

@@ -22,6 +22,7 @@ from survive.transport import Request
 from survive.units import SECOND, Duration, UnitError
 
 from .around import AroundProcess
+from .common import asked
 from .replicas import ANSWER_S
 
 LEAST_SKEW_US = 5 * SECOND
@@ -75,7 +76,7 @@ class NodeClockSkew(AroundProcess):
 
     async def inject(self, injection: Injection, handle: ProcessHandle) -> None:
         """Write the offset to the file that it reads."""
-        _set_offset(injection, Duration.parse(injection.settings["ahead"]) // SECOND)
+        _set_offset(injection, asked(Skew, injection).ahead // SECOND)
 
     async def observe(
         self, injection: Injection, handle: ProcessHandle, before: float | None
@@ -91,7 +92,7 @@ class NodeClockSkew(AroundProcess):
         ahead_s = parsedate_to_datetime(answer.headers["date"]).timestamp() - clock_gettime(
             CLOCK_REALTIME
         )
-        needed_s = Duration.parse(injection.settings["ahead"]) / SECOND / 2
+        needed_s = asked(Skew, injection).ahead / SECOND / 2
         active = Active.YES if ahead_s >= needed_s else Active.NO
         return Observation(active, f"the Date of {name} is {ahead_s:+.0f} s ahead", ahead_s)
 
@@ -102,7 +103,7 @@ class NodeClockSkew(AroundProcess):
 
 def _set_offset(injection: Injection, seconds: int) -> None:
     """At once: a reader sees the old line or the new one."""
-    path = Path(str(injection.settings["file"]))
+    path = Path(asked(Skew, injection).file)
     new = path.with_name(f"{path.name}.sv-{injection.handle.run}")
     new.write_text(f"+{seconds}\n", "ascii")
     new.replace(path)

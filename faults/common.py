@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, ClassVar, TypeVar, cast, get_type_hints
 
-from survive.contracts import HandleSpec, Injection
+from survive.contracts import HandleSpec, Injection, Json
+
+_Settings = TypeVar("_Settings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,23 @@ class KeepsDown:
 
     async def heal(self, injection: Injection, handle: Any) -> None:
         """The release itself is the agent's, which held; no other undo."""
+
+
+def asked(settings: Callable[..., _Settings], injection: Injection) -> _Settings:
+    """The injection's settings, written as in the scenario; what a fault remembers is left out."""
+    written = injection.settings
+    readers = _readers(settings)
+    return settings(**{name: readers[name](written[name]) for name in readers if name in written})
+
+
+@cache
+def _readers(settings: Callable[..., object]) -> dict[str, Callable[[Json], Any]]:
+    """By a setting's name: ``parse`` of its type (Duration, Share, ...), else it is plain."""
+    types = get_type_hints(settings)
+    return {
+        field.name: getattr(types[field.name], "parse", lambda value: value)
+        for field in fields(cast(Any, settings))
+    }
 
 
 def mark(injection: Injection) -> str:

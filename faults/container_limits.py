@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from survive.contracts import FaultFailedError, Injection, Observation
+from survive.contracts import Injection, Observation
 
+from .common import asked
 from .containers import NO_TWIN, ContainerHandle, OnContainer, bites
 
 
@@ -37,14 +38,14 @@ class ContainerCpu(OnContainer):
 
     async def inject(self, injection: Injection, handle: ContainerHandle) -> None:
         """Set the limit."""
-        await handle.limit_cpu(_number(injection, "cpus"))
+        await handle.limit_cpu(asked(CpuSettings, injection).cpus)
 
     async def observe(
         self, injection: Injection, handle: ContainerHandle, before: float | None
     ) -> Observation:
         """Active if the kernel holds it to that, and has throttled it since."""
-        seen = await handle.cpu_seen()
-        return bites(seen, _number(injection, "cpus"), before, f"CPUs of {handle.spec.replica_id}")
+        seen, cpus = await handle.cpu_seen(), asked(CpuSettings, injection).cpus
+        return bites(seen, cpus, before, f"CPUs of {handle.spec.replica_id}")
 
     async def heal(self, injection: Injection, handle: ContainerHandle) -> None:
         """Back to the compose file's limit."""
@@ -94,12 +95,5 @@ class ContainerMemory(OnContainer):
         await handle.limit_memory(None)
 
 
-def _number(injection: Injection, name: str) -> float:
-    value = injection.settings[name]
-    if not isinstance(value, int | float):
-        raise FaultFailedError(f"{name} is {value!r}, not a number")
-    return float(value)
-
-
 def _bytes(injection: Injection) -> int:
-    return int(_number(injection, "mib")) << 20
+    return asked(MemorySettings, injection).mib << 20

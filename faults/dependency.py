@@ -6,12 +6,13 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from survive.contracts import Active, Grade, Injection, LinkHandle, Needs, Observation, Toxic
+from survive.contracts import Active, Injection, LinkHandle, Observation
 from survive.transport import Broken
 from survive.units import MS, Duration, UnitError
 
 from .calls import health
-from .common import Common, mark
+from .common import Nothing, asked
+from .links import OnLink, put
 from .network import NetworkLatency
 
 ANSWER_S = 0.45  # two calls fit in a look (1 s)
@@ -29,23 +30,13 @@ class Slow:
             raise UnitError("delay is whole milliseconds, at least 1ms")
 
 
-class _OnLink(Common):
-    """Every listener of a link: what both kinds share."""
+class _Dependency(OnLink):
+    """What both kinds share; what is held back arrives when the toxic is taken off."""
 
-    grade: ClassVar[Grade] = Grade.EMULATED
     layer: ClassVar[str] = "dependency"
-    needs: ClassVar[Needs] = Needs.LINK
-
-    async def heal(self, injection: Injection, handle: LinkHandle) -> None:
-        """Take the toxic off; what it held back arrives now. One that is not there is fine."""
-        await handle.remove(mark(injection))
-
-    async def round_trip(self, injection: Injection, handle: LinkHandle) -> bool:
-        """The dependency answers 200 through the link."""
-        return await health(handle, ANSWER_S, handle.spec.via) == 200
 
 
-class DependencySlow(_OnLink):
+class DependencySlow(_Dependency):
     """``dependency.slow``: answers come late."""
 
     kind: ClassVar[str] = "dependency.slow"
@@ -60,8 +51,7 @@ class DependencySlow(_OnLink):
 
     async def inject(self, injection: Injection, handle: LinkHandle) -> None:
         """Put a latency toxic on the link."""
-        delay = Duration.parse(injection.settings["delay"]) // MS
-        await handle.add(Toxic(mark(injection), "latency", attributes={"latency": delay}))
+        await put(injection, handle, "latency", latency=asked(Slow, injection).delay // MS)
 
     async def observe(
         self, injection: Injection, handle: LinkHandle, before: float | None
@@ -78,10 +68,11 @@ def _as_latency(injection: Injection) -> Injection:
     return replace(injection, settings={"latency": injection.settings["delay"]})
 
 
-class DependencyFrozen(_OnLink):
+class DependencyFrozen(_Dependency):
     """``dependency.frozen``: connections are accepted, nothing is ever answered."""
 
     kind: ClassVar[str] = "dependency.frozen"
+    settings: ClassVar[type] = Nothing
     certifies: ClassVar[str] = (
         "callers cope with a dependency that accepts and never answers: only deadlines help; and "
         "with the flood of late answers when it thaws"
@@ -93,7 +84,7 @@ class DependencyFrozen(_OnLink):
 
     async def inject(self, injection: Injection, handle: LinkHandle) -> None:
         """Hold back all answers for a day."""
-        await handle.add(Toxic(mark(injection), "latency", attributes={"latency": FROZEN_MS}))
+        await put(injection, handle, "latency", latency=FROZEN_MS)
 
     async def observe(
         self, injection: Injection, handle: LinkHandle, before: float | None

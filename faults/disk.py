@@ -23,6 +23,7 @@ from survive.errors import RefusedError
 from survive.units import UnitError
 
 from .around import AroundProcess
+from .common import asked
 
 MOST_DISK = 1 << 30  # bytes of a file system that may be filled
 
@@ -101,7 +102,7 @@ def _write(fd: int, size: int) -> None:
 
 def _fill(injection: Injection) -> Path:
     name = re.sub(r"[^A-Za-z0-9._-]", "-", injection.id)
-    return Path(str(injection.settings["path"])) / f"sv-{injection.handle.run}-{name}.fill"
+    return Path(asked(Disk, injection).path) / f"sv-{injection.handle.run}-{name}.fill"
 
 
 def _try_to_write(injection: Injection) -> Observation:

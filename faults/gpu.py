@@ -12,9 +12,11 @@ from survive.units import UnitError
 
 from .calls import health
 from .chat_looks import GLANCE_S, metric
+from .common import asked
 from .gpus import OnGpu, failed, token_look
 
 DEATHS = ("red", "lying", "exit")
+MADE = "vllm:generation_tokens_total"
 
 
 class GpuLost(OnGpu):
@@ -62,13 +64,11 @@ class GpuHang(OnGpu):
 
         The last tells a hang from a queue: a replica that is merely busy makes tokens meanwhile.
         """
-        made = await metric(handle, "vllm:generation_tokens_total")
+        made = await metric(handle, MADE)
         seen, text = await token_look(handle)
         if seen == 200:
             return Observation(Active.NO, text)
-        says, now = await asyncio.gather(
-            health(handle, GLANCE_S), metric(handle, "vllm:generation_tokens_total")
-        )
+        says, now = await asyncio.gather(health(handle, GLANCE_S), metric(handle, MADE))
         hangs = seen is Broken.TIMEOUT and says == 200 and made is not None and made == now
         text += f"; health: {says}; tokens made before and after: {made}, {now}"
         return Observation(Active.YES if hangs else Active.UNKNOWN, text)
@@ -103,7 +103,7 @@ class GpuXid(OnGpu):
 
     def switches(self, injection: Injection) -> dict[str, Json]:
         """How it dies."""
-        return {"xid": _death(injection)}
+        return {"xid": asked(Xid, injection).death}
 
     async def observe(
         self, injection: Injection, handle: GpuHandle, before: float | None
@@ -112,13 +112,9 @@ class GpuXid(OnGpu):
         seen, text = await token_look(handle)
         if seen == 200:
             return Observation(Active.NO, text)
-        if _death(injection) != "lying":
+        if asked(Xid, injection).death != "lying":
             return Observation(Active.YES if seen is Broken.REFUSED else Active.UNKNOWN, text)
         says = await health(handle, GLANCE_S)
         # A call that hangs may be one that waits its turn; an error is not.
         lies = failed(seen) and seen is not Broken.TIMEOUT and says == 200
         return Observation(Active.YES if lies else Active.UNKNOWN, f"{text}; health: {says}")
-
-
-def _death(injection: Injection) -> str:
-    return str(injection.settings.get("death", Xid().death))

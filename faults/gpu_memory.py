@@ -11,6 +11,7 @@ from survive.units import Share, UnitError
 
 from .calls import head_of
 from .chat_looks import ANSWER_S, BUSY, GLANCE_S, chat, kv_tokens
+from .common import asked
 from .gpus import OnGpu
 
 MOST_TOKENS = 4096  # of one answer: what a single probe can ask room for
@@ -45,7 +46,7 @@ class GpuVramPressure(OnGpu):
 
     def switches(self, injection: Injection) -> dict[str, Json]:
         """Take the space."""
-        return {"taken": float(_share(injection))}
+        return {"taken": float(asked(VramPressure, injection).share)}
 
     async def observe(
         self, injection: Injection, handle: GpuHandle, before: float | None
@@ -57,7 +58,8 @@ class GpuVramPressure(OnGpu):
         total, who = await kv_tokens(handle), handle.spec.replica_id
         if total is None:
             return Observation(Active.UNKNOWN, f"{who} tells no KV size")
-        needs = min(int(total * (1 - _share(injection))) + 1, MOST_TOKENS)  # and its prompt
+        left = total * (1 - asked(VramPressure, injection).share)
+        needs = min(int(left) + 1, MOST_TOKENS)  # and its prompt
         seen = await head_of(handle, chat(needs, stream=True), ANSWER_S - GLANCE_S)
         text = f"a call for {needs} tokens of KV to {who} (simulated GPU): {seen}"
         if seen == 200:
@@ -65,7 +67,3 @@ class GpuVramPressure(OnGpu):
         tiny = await head_of(handle, chat(1, stream=True), GLANCE_S)
         bites = seen == 500 and (tiny == 200 or tiny in BUSY or tiny is Broken.TIMEOUT)
         return Observation(Active.YES if bites else Active.UNKNOWN, f"{text}; for one: {tiny}")
-
-
-def _share(injection: Injection) -> Share:
-    return Share.parse(injection.settings["share"])

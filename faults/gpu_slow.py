@@ -11,6 +11,7 @@ from survive.transport import CallFailedError
 from survive.units import Factor, Share, UnitError
 
 from .chat_looks import mean_gap_us
+from .common import asked
 from .gpus import OnGpu
 
 SOME_RETRIES = Share(0.1)
@@ -21,7 +22,8 @@ class _Slows(OnGpu):
 
     def factor(self, injection: Injection) -> float:
         """How much longer a step takes in the mean."""
-        return Factor.parse(injection.settings["slow_down"])
+        slow_down: Factor = asked(self.settings, injection).slow_down
+        return slow_down
 
     async def observe(
         self, injection: Injection, handle: GpuHandle, before: float | None
@@ -98,13 +100,10 @@ class GpuEccSlow(_Slows):
 
     def factor(self, injection: Injection) -> float:
         """Retried steps count twice."""
-        return super().factor(injection) * (1 + _retries(injection))
+        given = asked(EccSlow, injection)
+        return given.slow_down * (1 + given.retries)
 
     def switches(self, injection: Injection) -> dict[str, Json]:
         """Slow it down, unevenly."""
-        slow_down = float(super().factor(injection))
-        return {"slow_down": slow_down, "retries": float(_retries(injection))}
-
-
-def _retries(injection: Injection) -> Share:
-    return Share.parse(injection.settings.get("retries", str(SOME_RETRIES)))
+        given = asked(EccSlow, injection)
+        return {"slow_down": float(given.slow_down), "retries": float(given.retries)}

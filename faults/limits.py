@@ -22,7 +22,7 @@ from survive.units import MS, SECOND, Share, UnitError
 
 from .around import AroundProcess
 from .calls import health
-from .common import Nothing
+from .common import Nothing, asked
 from .replicas import ANSWER_S
 
 LIMIT_LOOK_US = 200 * MS
@@ -65,8 +65,7 @@ class NodeCpuLimit(AroundProcess):
 
     async def inject(self, injection: Injection, handle: ProcessHandle) -> None:
         """Move its process group into a group of our own that has the limit."""
-        share = Share.parse(injection.settings["share"])
-        handle.pressure.limit_cpu(injection.id, share)
+        handle.pressure.limit_cpu(injection.id, asked(CpuLimit, injection).share)
 
     async def observe(
         self, injection: Injection, handle: ProcessHandle, before: float | None

@@ -7,45 +7,23 @@ name server of the run. Seen by a query from that namespace, beside one from the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
-from survive.contracts import Active, Grade, HandleSpec, Injection, Needs, Observation
-from survive.errors import RefusedError
+from survive.contracts import Active, HandleSpec, Injection, Needs, Observation
+
+from .common import Nothing, mark
+from .namespaces import InNamespace, Isolated
 
 ANSWER_S = 0.3
 # Answers, not queries: a query that is dropped where it is sent fails at once, with EPERM.
 _RULES = ("INPUT -p udp --sport 53 -j DROP", "INPUT -p tcp --sport 53 -j DROP")
 
 
-@dataclass(frozen=True, slots=True)
-class Nothing:
-    """No settings."""
-
-
-class _Inside(Protocol):
-    async def put(self, mark: str, rules: Sequence[str]) -> None: ...
-    async def take(self, mark: str) -> None: ...
-    async def lookup(self, server: str, name: str, timeout_s: float) -> str: ...
-
-
-class _Replica(Protocol):
-    spec: HandleSpec
-    inside: _Inside
-    peer: _Inside  # the name server's own namespace
-
-
-class NetworkDnsFail:
+class NetworkDnsFail(InNamespace):
     """``network.dns_fail``: a replica that can look up no name."""
 
     kind: ClassVar[str] = "network.dns_fail"
-    held: ClassVar[bool] = True
-    grade: ClassVar[Grade] = Grade.REAL
-    layer: ClassVar[str] = "network"
     needs: ClassVar[Needs] = Needs.REPLICA
-    privileges: ClassVar[str] = "root (CAP_NET_ADMIN in the target's own network namespace)"
-    keeps_down: ClassVar[bool] = False
-    settings: ClassVar[type] = Nothing
     certifies: ClassVar[str] = (
         "a service copes with name servers that fall silent: calls that need a new connection wait "
         "for the resolver's own time-outs (glibc: 5 s a try)"
@@ -57,19 +35,15 @@ class NetworkDnsFail:
 
     def preflight(self, settings: Nothing, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
         """Every victim. Raises RefusedError unless each asks a name server of this run."""
-        if not victims or not all(victim.netns and victim.resolver for victim in victims):
-            raise RefusedError(
-                f"{self.kind} needs a target with network namespaces of its own",
-                hint="`isolation: netns` in the target file, driver process, without --virtual",
-            )
-        return list(victims)
+        can = all(victim.resolver for victim in victims)
+        return super().preflight(settings, victims if can else [])
 
-    async def inject(self, injection: Injection, handle: _Replica) -> None:
+    async def inject(self, injection: Injection, handle: Isolated) -> None:
         """Insert the rules, all or none."""
-        await handle.inside.put(_mark(injection), _RULES)
+        await handle.inside.put(mark(injection), _RULES)
 
     async def observe(
-        self, injection: Injection, handle: _Replica, before: float | None
+        self, injection: Injection, handle: Isolated, before: float | None
     ) -> Observation:
         """Active if the replica's query gets no answer while the name server answers at home."""
         server, name = handle.spec.resolver.split(" ")
@@ -82,15 +56,7 @@ class NetworkDnsFail:
         text = f"{text}; from the name server's own namespace: {control}"
         return Observation(Active.YES if bites else Active.UNKNOWN, text)
 
-    async def heal(self, injection: Injection, handle: _Replica) -> None:
-        """Delete the rules that bear this injection; with the namespace they went too."""
-        await handle.inside.take(_mark(injection))
-
-    async def round_trip(self, injection: Injection, handle: _Replica) -> bool:
+    async def round_trip(self, injection: Injection, handle: Isolated) -> bool:
         """The replica's query is answered."""
         server, name = handle.spec.resolver.split(" ")
         return await handle.inside.lookup(server, name, 2 * ANSWER_S) == "answered"
-
-
-def _mark(injection: Injection) -> str:
-    return f"sv-{injection.id}"

@@ -1,4 +1,4 @@
-"""Faults on a real NVIDIA GPU, without privileges: a neighbour that takes memory, bandwidth, SMs.
+"""Neighbours on a real NVIDIA card, without privileges: they take its bandwidth or its SMs.
 
 Injected by a helper process that drives CUDA; proven by NVML, which is another channel. Refused
 where there is no card: see preflight.
@@ -6,32 +6,17 @@ where there is no card: see preflight.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from survive.contracts import Active, Grade, HandleSpec, Injection, Observation, ProcessHandle
+from survive.contracts import Active, Injection, Observation, ProcessHandle
 from survive.units import Share, UnitError
 
-from .around import AroundProcess, lifetime_s
-from .nvml import card, need_card, sm_use
+from .cards import SPUN, Neighbour
+from .common import asked
+from .nvml import card_of, sm_use
 
 HALF = Share(0.5)
-BUFFER = 256 << 20  # bytes of each side of a copy
-SPUN = 4096  # bytes that the computing kernel needs, with room
-
-
-@dataclass(frozen=True, slots=True)
-class Hog:
-    """Settings: ``share`` of the card's whole memory; the ``device`` by NVML's number."""
-
-    share: Share
-    device: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0.01 <= self.share <= 0.95:
-            raise UnitError("share must be from 1% to 95% of the card's memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,66 +31,12 @@ class Contention:
             raise UnitError("duty must be from 10% to 100%")
 
 
-class _OnCard(AroundProcess):
-    """What all faults of this file share."""
-
-    grade: ClassVar[Grade] = Grade.INDUCED
-    layer: ClassVar[str] = "gpu"
-    kind: ClassVar[str]
-    how: ClassVar[str]
-
-    def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """One victim's host has the card. Raises RefusedError (6) without one, and says why."""
-        need_card(self.kind, settings.device, victims)
-        return list(victims[:1])
-
-    async def heal(self, injection: Injection, handle: ProcessHandle) -> None:
-        """End the helper; the driver takes back all that it held."""
-        await handle.pressure.end_helpers(injection.id)
-
-    async def _use(self, injection: Injection, handle: ProcessHandle, size: int) -> None:
-        await self.heal(injection, handle)
-        device = str(injection.settings.get("device", 0))
-        duty = str(float(Share.parse(injection.settings.get("duty", "50%"))))
-        library = os.environ.get("SURVIVE_LIBCUDA", "libcuda.so.1")  # a helper inherits nothing
-        what = ["cuda", self.how, device, str(size), duty, library]
-        await handle.pressure.start_helper(injection.id, what, lifetime_s(injection))
-
-
-class NvidiaVramHog(_OnCard):
-    """``nvidia.vram_hog``: a neighbour takes device memory."""
-
-    kind: ClassVar[str] = "nvidia.vram_hog"
-    how: ClassVar[str] = "vram"
-    settings: ClassVar[type] = Hog
-    certifies: ClassVar[str] = "requests survive a card whose memory a neighbour has taken"
-    does_not_certify: ClassVar[str] = (
-        "a server that took all its memory at its start will not notice; no virtual twin"
-    )
-
-    async def inject(self, injection: Injection, handle: ProcessHandle) -> None:
-        """Take the memory; what an earlier inject left is ended first."""
-        with card(injection.settings.get("device", 0)) as (nvml, it):
-            size = int(nvml.nvmlDeviceGetMemoryInfo(it).total * _share(injection))
-        await self._use(injection, handle, size)
-
-    async def observe(
-        self, injection: Injection, handle: ProcessHandle, before: float | None
-    ) -> Observation:
-        """Active if NVML shows at least half of the asked bytes less free than before."""
-        with card(injection.settings.get("device", 0)) as (nvml, it):
-            memory = nvml.nvmlDeviceGetMemoryInfo(it)
-        text = f"{memory.free >> 20} MiB of {memory.total >> 20} free by NVML"
-        taken = (before or memory.free) - memory.free
-        active = Active.YES if taken >= memory.total * _share(injection) / 2 else Active.NO
-        return Observation(active, text, float(memory.free))
-
-
-class NvidiaMembwContention(_OnCard):
+class NvidiaMembwContention(Neighbour):
     """``nvidia.membw_contention``: a neighbour copies within the card's memory."""
 
     kind: ClassVar[str] = "nvidia.membw_contention"
     how: ClassVar[str] = "membw"
+    size: ClassVar[int] = 256 << 20  # bytes of each side of a copy
     settings: ClassVar[type] = Contention
     certifies: ClassVar[str] = "requests survive a card whose memory bandwidth a neighbour uses"
     does_not_certify: ClassVar[str] = (
@@ -113,8 +44,8 @@ class NvidiaMembwContention(_OnCard):
     )
 
     async def inject(self, injection: Injection, handle: ProcessHandle) -> None:
-        """Start copying; what an earlier inject left is ended first."""
-        await self._use(injection, handle, BUFFER)
+        """Start it."""
+        await self.use(injection, handle, self.size, float(asked(Contention, injection).duty))
 
     async def observe(
         self, injection: Injection, handle: ProcessHandle, before: float | None
@@ -124,7 +55,7 @@ class NvidiaMembwContention(_OnCard):
         A card in use by the victim is busy anyway, so its overall utilisation could prove nothing.
         """
         mine = set(handle.pressure.helpers(injection.id))
-        with card(injection.settings.get("device", 0)) as (nvml, it):
+        with card_of(injection) as (nvml, it):
             there = {p.pid for p in nvml.nvmlDeviceGetComputeRunningProcesses(it)}
             busy = nvml.nvmlDeviceGetUtilizationRates(it).gpu
         text = f"{len(mine & there)} helpers on the card by NVML, which is busy {busy} %"
@@ -146,25 +77,18 @@ class NvidiaSmContention(NvidiaMembwContention):
 
     kind: ClassVar[str] = "nvidia.sm_contention"
     how: ClassVar[str] = "sm"
+    size: ClassVar[int] = SPUN
     certifies: ClassVar[str] = "requests survive a card whose multiprocessors a neighbour uses"
-
-    async def inject(self, injection: Injection, handle: ProcessHandle) -> None:
-        """Start computing; what an earlier inject left is ended first."""
-        await self._use(injection, handle, SPUN)
 
     async def observe(
         self, injection: Injection, handle: ProcessHandle, before: float | None
     ) -> Observation:
         """Active if NVML measured that the helper itself used the multiprocessors."""
         mine = set(handle.pressure.helpers(injection.id))
-        with card(injection.settings.get("device", 0)) as (nvml, it):
+        with card_of(injection) as (nvml, it):
             there = {p.pid for p in nvml.nvmlDeviceGetComputeRunningProcesses(it)}
             used = sm_use(nvml, it, mine) if mine else 0
         text = f"{len(mine & there)} helpers on the card by NVML, their use of its SMs: {used} %"
         if mine:
             return Observation(Active.YES if used else Active.UNKNOWN, text)
         return Observation(Active.NO, text)
-
-
-def _share(injection: Injection) -> Share:
-    return Share.parse(injection.settings["share"])

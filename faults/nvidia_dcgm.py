@@ -23,7 +23,8 @@ from survive.contracts import (
 from survive.errors import RefusedError
 from survive.units import UnitError
 
-from .around import AroundProcess, lifetime_s
+from .around import ByHelper
+from .common import asked
 
 EVERY_S = "1"  # a value lives about 2 s under a watch of the field: then NVML's own comes again
 ASK_S = 0.8  # of a call of dcgmi
@@ -46,7 +47,7 @@ class Report:
             raise UnitError("host is the name or address of a host engine")
 
 
-class NvidiaDcgmReport(AroundProcess):
+class NvidiaDcgmReport(ByHelper):
     """``nvidia.dcgm_report``: monitors are told of a fault that the card does not have."""
 
     kind: ClassVar[str] = "nvidia.dcgm_report"
@@ -74,56 +75,49 @@ class NvidiaDcgmReport(AroundProcess):
     def remember(self, settings: Report, victim: HandleSpec) -> dict[str, Json]:
         """The field's value before; None if it has none."""
         try:
-            return {"before": _read(settings.host, settings.device, settings.field)}
+            return {"before": _read(settings)}
         except FaultFailedError as error:
             raise RefusedError(f"{self.kind}: {error}") from error
 
     async def inject(self, injection: Injection, handle: ProcessHandle) -> None:
         """A helper injects the value once a second."""
-        await handle.pressure.end_helpers(injection.id)
-        told = _injecting(injection, str(injection.settings["value"]))
-        what = ["repeat", EVERY_S, _dcgmi(), *told]
-        await handle.pressure.start_helper(injection.id, what, lifetime_s(injection))
+        told = _injecting(injection, str(asked(Report, injection).value))
+        await self.help(injection, handle, "repeat", EVERY_S, _dcgmi(), *told)
 
     async def observe(
         self, injection: Injection, handle: ProcessHandle, before: float | None
     ) -> Observation:
         """Active if the field reads the value, asked of the host engine as a monitor does."""
-        host, device, field = _place(injection)
+        it = asked(Report, injection)
         value, health = await asyncio.gather(
-            asyncio.to_thread(_read, host, device, field),
-            asyncio.to_thread(_health, host),
+            asyncio.to_thread(_read, it), asyncio.to_thread(_health, it.host)
         )
-        wanted: Any = injection.settings["value"]
-        active = Active.YES if value == float(wanted) else Active.NO
-        text = f"field {field} of GPU {device} reads {value}; overall health: {health}"
+        active = Active.YES if value == float(it.value) else Active.NO
+        text = f"field {it.field} of GPU {it.device} reads {value}; overall health: {health}"
         return Observation(active, text, value)
 
     async def heal(self, injection: Injection, handle: ProcessHandle) -> None:
         """End the helper, and tell the value that was there before, if there was one."""
-        await handle.pressure.end_helpers(injection.id)
+        await super().heal(injection, handle)
         before: Any = injection.settings.get("before")
         if before is not None:
             await asyncio.to_thread(_ask, *_injecting(injection, f"{before:.15g}"))
 
 
-def _place(injection: Injection) -> tuple[str, int, int]:
-    given: Any = injection.settings
-    return given.get("host", "localhost"), given.get("device", 0), given["field"]
-
-
 def _injecting(injection: Injection, value: str) -> list[str]:
-    host, device, field = _place(injection)
-    place = ["--gpuid", str(device), "-f", str(field), "-v", value]
-    return ["test", "--host", host, "--inject", *place]
+    it = asked(Report, injection)
+    place = ["--gpuid", str(it.device), "-f", str(it.field), "-v", value]
+    return ["test", "--host", it.host, "--inject", *place]
 
 
-def _read(host: str, device: int, field: int) -> float | None:
+def _read(it: Report) -> float | None:
     """A field as the host engine tells it; None if it has no value. Raises FaultFailedError."""
-    said = _ask("dmon", "--host", host, "-i", str(device), "-e", str(field), "-c", "1", "-d", "100")
-    found = re.findall(rf"^GPU {device}\s+(\S+)\s*$", said, re.MULTILINE)
+    place = ["--host", it.host, "-i", str(it.device), "-e", str(it.field)]
+    found = re.findall(
+        rf"^GPU {it.device}\s+(\S+)\s*$", _ask("dmon", *place, "-c", "1", "-d", "100"), re.MULTILINE
+    )
     if not found:
-        raise FaultFailedError(f"dcgmi shows no field {field} of GPU {device}")
+        raise FaultFailedError(f"dcgmi shows no field {it.field} of GPU {it.device}")
     try:
         return float(found[-1])
     except ValueError:

@@ -24,9 +24,10 @@ from survive.contracts import (
 from survive.errors import RefusedError
 from survive.transport import Broken
 
-from .around import AroundProcess
+from .cards import OnCard
 from .chat_looks import one_token
-from .nvml import Who, card, card_or_refused, need_card, send, sm_use, started, tree, workers
+from .common import OneShot, asked
+from .nvml import Who, card_of, card_or_refused, need_card, send, sm_use, started, tree, workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,10 @@ class Served:
     device: int = 0
 
 
-class _OnWorker(AroundProcess):
+class _OnWorker(OnCard):
     """What both faults share: whom they hit, which is in the ledger before."""
 
     grade: ClassVar[Grade] = Grade.REAL
-    layer: ClassVar[str] = "gpu"
-    kind: ClassVar[str]
 
     def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
         """Victims that compute on the card, by NVML. Raises RefusedError (6) for any other."""
@@ -83,7 +82,7 @@ class NvidiaWorkerStop(_OnWorker):
 
     async def inject(self, injection: Injection, handle: ProcessHandle) -> None:
         """SIGSTOP to those that compute now: the victim may have restarted since it was chosen."""
-        with card(_device(injection)) as (nvml, it):
+        with card_of(injection) as (nvml, it):
             found = workers(nvml, it, handle.spec)
         if not [who for who in found if send(who, signal.SIGSTOP)]:
             raise FaultFailedError(f"NVML lists no process of {handle.spec.replica_id} now")
@@ -95,8 +94,8 @@ class NvidiaWorkerStop(_OnWorker):
 
         A worker that is only slow uses the multiprocessors, so that load is not taken for a hang.
         """
-        said = await one_token(handle, str(injection.settings.get("model", "probe")))
-        with card(_device(injection)) as (nvml, it):
+        said = await one_token(handle, asked(Served, injection).model)
+        with card_of(injection) as (nvml, it):
             there = workers(nvml, it, handle.spec)
             used = sm_use(nvml, it, {pid for pid, _ in there}) if there else None
         text = f"a chat: {said}; by NVML {len(there)} workers on the card use {used} % of its SMs"
@@ -112,14 +111,13 @@ class NvidiaWorkerStop(_OnWorker):
 
     async def round_trip(self, injection: Injection, handle: ProcessHandle) -> bool:
         """A chat is answered: the listener alone would have answered all the time."""
-        return await one_token(handle, str(injection.settings.get("model", "probe"))) == 200
+        return await one_token(handle, asked(Served, injection).model) == 200
 
 
-class NvidiaWorkerKill(_OnWorker):
+class NvidiaWorkerKill(OneShot, _OnWorker):
     """``nvidia.worker_kill``: the victim's process on the card dies, once; no other does."""
 
     kind: ClassVar[str] = "nvidia.worker_kill"
-    held: ClassVar[bool] = False
     settings: ClassVar[type] = OnDevice
     certifies: ClassVar[str] = "requests survive the sudden death of the worker behind a server"
     does_not_certify: ClassVar[str] = (
@@ -136,19 +134,12 @@ class NvidiaWorkerKill(_OnWorker):
         self, injection: Injection, handle: ProcessHandle, before: float | None
     ) -> Observation:
         """Active once NVML lists none of those that were hit; a successor does not count."""
-        with card(_device(injection)) as (nvml, it):
+        with card_of(injection) as (nvml, it):
             there = {p.pid for p in nvml.nvmlDeviceGetComputeRunningProcesses(it)}
         chosen = _chosen(injection)
         left = [pid for pid, began in chosen if pid in there and started(pid) == began]
         text = f"{len(left)} of {len(chosen)} workers are still on the card by NVML"
         return Observation(Active.NO if left or not chosen else Active.YES, text)
-
-    async def heal(self, injection: Injection, handle: ProcessHandle) -> None:
-        """Nothing to undo: a one-shot."""
-
-
-def _device(injection: Injection) -> Json:
-    return injection.settings.get("device", 0)
 
 
 def _chosen(injection: Injection) -> list[Who]:

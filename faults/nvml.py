@@ -1,4 +1,4 @@
-"""What all faults on a real NVIDIA card share: the way to NVML, and who computes on the card."""
+"""The way to NVML, and who computes on a real NVIDIA card."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from time import CLOCK_REALTIME, clock_gettime_ns
 from typing import Any
 
-from survive.contracts import HandleSpec
+from survive.contracts import HandleSpec, Injection
 from survive.errors import RefusedError
 
 SAMPLE_US = 1_000_000  # how long ago NVML's samples of a process may be
@@ -35,6 +35,11 @@ def card(device: Any) -> Iterator[tuple[Any, Any]]:
         raise OSError(f"NVML: {error}") from error
     finally:
         pynvml.nvmlShutdown()
+
+
+def card_of(injection: Injection) -> contextlib.AbstractContextManager[tuple[Any, Any]]:
+    """NVML and the card that the injection names."""
+    return card(injection.settings.get("device", 0))
 
 
 @contextlib.contextmanager

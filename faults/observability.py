@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from survive.contracts import Active, HandleSpec, Injection, Json, Observation, StandInHandle
-from survive.transport import Broken, Request
+from survive.transport import Broken
 
-from .calls import health, status_of
+from .calls import get, health
 from .common import Nothing
 from .stand_ins import ANSWER_S, OnStandIn
 
@@ -37,7 +37,9 @@ class MetricsDown(OnStandIn):
         self, injection: Injection, handle: StandInHandle, before: float | None
     ) -> Observation:
         """Active if the metrics route is silent for 450 ms while the health route answers."""
-        metrics, alive = await asyncio.gather(_metrics(handle), health(handle, ANSWER_S))
+        metrics, alive = await asyncio.gather(
+            get(handle, handle.spec.metrics_path, ANSWER_S), health(handle, ANSWER_S)
+        )
         text = f"{handle.spec.replica_id}: metrics {metrics}, health {alive}"
         if isinstance(metrics, int):
             return Observation(Active.NO if metrics == 200 else Active.UNKNOWN, text)
@@ -46,8 +48,4 @@ class MetricsDown(OnStandIn):
 
     async def round_trip(self, injection: Injection, handle: StandInHandle) -> bool:
         """The metrics are there again."""
-        return await _metrics(handle) == 200
-
-
-async def _metrics(handle: StandInHandle) -> int | Broken:
-    return await status_of(handle, Request("GET", handle.spec.metrics_path), ANSWER_S)
+        return await get(handle, handle.spec.metrics_path, ANSWER_S) == 200

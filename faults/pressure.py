@@ -21,7 +21,8 @@ from survive.contracts import (
 from survive.errors import RefusedError
 from survive.units import MS, Share, UnitError
 
-from .around import AroundProcess, lifetime_s
+from .around import ByHelper
+from .common import asked
 
 SPIN_US = 30 * MS  # ten turns of the scheduler (3 ms each)
 MOST_WORKERS = 8
@@ -39,7 +40,7 @@ class Burn:
             raise UnitError(f"workers is a whole number from 1 to {MOST_WORKERS}")
 
 
-class NodeCpu(AroundProcess):
+class NodeCpu(ByHelper):
     """``node.cpu``: busy neighbours on the victim's own CPUs."""
 
     kind: ClassVar[str] = "node.cpu"
@@ -52,11 +53,9 @@ class NodeCpu(AroundProcess):
     )
 
     async def inject(self, injection: Injection, handle: ProcessHandle) -> None:
-        """Start them, pinned; what an earlier inject left is ended first."""
-        await self.heal(injection, handle)
+        """Start them, pinned."""
         cpus = ",".join(map(str, sorted(_cpus(handle))))
-        what = ["burn", cpus, str(_workers(injection))]
-        await handle.pressure.start_helper(injection.id, what, lifetime_s(injection))
+        await self.help(injection, handle, "burn", cpus, str(asked(Burn, injection).workers))
 
     async def observe(
         self, injection: Injection, handle: ProcessHandle, before: float | None
@@ -68,18 +67,10 @@ class NodeCpu(AroundProcess):
         """
         busy = len(handle.pressure.helpers(injection.id))
         got = _spin(handle, _cpus(handle))
-        limit = (1 + 1 / (_workers(injection) + 1)) / 2
+        limit = (1 + 1 / (asked(Burn, injection).workers + 1)) / 2
         text = f"a spin on the CPUs of {handle.spec.replica_id} gets {got:.0%} of one"
         active = Active.YES if busy and got <= limit else Active.NO
         return Observation(active, f"{text}, limit {limit:.0%}, {busy} helpers", got)
-
-    async def heal(self, injection: Injection, handle: ProcessHandle) -> None:
-        """End the helpers."""
-        await handle.pressure.end_helpers(injection.id)
-
-
-def _workers(injection: Injection) -> int:
-    return int(str(injection.settings.get("workers", Burn().workers)))
 
 
 def _cpus(handle: ProcessHandle) -> set[int]:
@@ -113,7 +104,7 @@ class Hog:
             raise UnitError(f"share is at most {Share(MOST_MEMORY)}: the host must live on")
 
 
-class NodeMemory(AroundProcess):
+class NodeMemory(ByHelper):
     """``node.memory``: a helper beside the victim takes memory that both could have used."""
 
     kind: ClassVar[str] = "node.memory"
@@ -128,19 +119,17 @@ class NodeMemory(AroundProcess):
     def preflight(self, settings: Hog, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
         """Refused if the host could not spare twice as much."""
         found = super().preflight(settings, victims)
-        asked = settings.share * _memory("MemTotal") * len(found)
-        if asked > _memory("MemAvailable") / 2:
+        wanted = settings.share * _memory("MemTotal") * len(found)
+        if wanted > _memory("MemAvailable") / 2:
             raise RefusedError(
-                f"{asked / 1e6:.0f} MB of memory are more than half of what this host has left",
+                f"{wanted / 1e6:.0f} MB of memory are more than half of what this host has left",
                 hint="ask for a smaller share",
             )
         return found
 
     async def inject(self, injection: Injection, handle: ProcessHandle) -> None:
-        """Start the helper, which says when it has all; an earlier one is ended first."""
-        await self.heal(injection, handle)
-        what = ["memory", str(_wanted(injection))]
-        await handle.pressure.start_helper(injection.id, what, lifetime_s(injection))
+        """Start the helper, which says when it has all."""
+        await self.help(injection, handle, "memory", str(_wanted(injection)))
 
     async def observe(
         self, injection: Injection, handle: ProcessHandle, before: float | None
@@ -153,14 +142,9 @@ class NodeMemory(AroundProcess):
         active = Active.YES if taken >= 0.9 * wanted else Active.NO
         return Observation(active, f"{handle.spec.replica_id}: {text}", float(taken))
 
-    async def heal(self, injection: Injection, handle: ProcessHandle) -> None:
-        """End the helper."""
-        await handle.pressure.end_helpers(injection.id)
-
 
 def _wanted(injection: Injection) -> int:
-    share = injection.settings.get("share")
-    return round((Share.parse(share) if share is not None else Hog().share) * _memory("MemTotal"))
+    return round(asked(Hog, injection).share * _memory("MemTotal"))
 
 
 def _memory(name: str) -> int:

@@ -8,13 +8,14 @@ have been missed with a probability of at most ``MISSED`` (100 %: one try; 50 %:
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from survive.contracts import Active, LinkHandle, Observation
 from survive.transport import Broken, CallFailedError, Request
+
+from .calls import posted
 
 MISSED = 1e-4
 LOOK_S = 0.75  # of all waves; observe as a whole has 1 s
@@ -69,13 +70,7 @@ def request(call: str, body: dict[str, object]) -> Request:
     method, _, path = call.partition(" ")
     if method == "GET":
         return Request(method, path)
-    return Request(method, path, (("content-type", "application/json"),), json.dumps(body).encode())
-
-
-def chat(tokens: int, *, stream: bool) -> dict[str, object]:
-    """The body of a small chat."""
-    messages = [{"role": "user", "content": "ping"}]
-    return {"model": "probe", "max_tokens": tokens, "stream": stream, "messages": messages}
+    return posted(path, body)
 
 
 async def ask(handle: LinkHandle, address: str, wanted: Request, within_s: float) -> Seen:
