@@ -68,7 +68,7 @@ class Poller(selectors.BaseSelector):
         return key, both & key.events
 
     def register(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> SelectorKey:
-        """See BaseSelector. Known by its number from then on, which is all that loops ask by."""
+        """See BaseSelector. Known by its number, so ``add_reader`` wants that and no object."""
         fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         read, write = events & EVENT_READ, events & EVENT_WRITE
         self._epoll.register(fd, (EPOLLIN if read else 0) | (EPOLLOUT if write else 0))
@@ -85,10 +85,6 @@ class Poller(selectors.BaseSelector):
     def get_map(self) -> Mapping[FileDescriptorLike, SelectorKey]:
         """See BaseSelector."""
         return cast("Mapping[FileDescriptorLike, SelectorKey]", self._keys)
-
-    def get_key(self, fileobj: FileDescriptorLike) -> SelectorKey:
-        """See BaseSelector."""
-        return self._keys[fileobj if isinstance(fileobj, int) else fileobj.fileno()]
 
     def close(self) -> None:
         """See BaseSelector."""

@@ -172,11 +172,11 @@ class Listener:
         """Refuse from now on."""
         if self._again is not None:
             self._again.cancel()
-        self._loop.remove_reader(self._socket)
+        self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
 
     def _watch(self) -> None:
-        self._loop.add_reader(self._socket, self._accept)
+        self._loop.add_reader(self._socket.fileno(), self._accept)
 
     def _accept(self) -> None:
         for _ in range(BACKLOG):
@@ -185,7 +185,7 @@ class Listener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError:  # no descriptor is free: who waits stays in the queue
-                self._loop.remove_reader(self._socket)
+                self._loop.remove_reader(self._socket.fileno())
                 self._again = self._loop.call_later(RETRY_S, self._watch)
                 return
             self._accepted(client)
