@@ -11,7 +11,7 @@ import ssl
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -166,11 +166,12 @@ class LoadProcess:
 async def load_process(
     folder: Path, plan: Plan, kinds: list[CompiledKind], address: str,
     preexec: Callable[[], None] | None = None, args: Iterable[str] = (), authority: str = "",
+    cores: Sequence[int] = (),
 ) -> AsyncIterator[tuple[LoadProcess, asyncio.Task[None]]]:  # fmt: skip
     spec = folder / "spec.json"
     spec.write_text(json.dumps({
         "plan": plan.to_json(), "kinds": [k.to_json() for k in kinds], "address": address,
-        "authority": authority,
+        "authority": authority, "cores": [*cores],
     }))  # fmt: skip
     control_read, control_write = os.pipe()
     report_read, report_write = os.pipe()

@@ -8,7 +8,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 
 from loadtools import (
@@ -40,13 +40,16 @@ def synchronous(test: Callable[[Path], Coroutine[None, None, None]]) -> Callable
 
 @contextlib.asynccontextmanager
 async def workers(
-    folder: Path, plan: Plan, count: int
+    folder: Path, plan: Plan, count: int, cores: Sequence[int] = ()
 ) -> AsyncIterator[tuple[LoadProcess, Server, Callable[[], list[int]]]]:
     server = Server()
     async with raw_server(server.serve) as address:
         kinds = [make_kind()]
         args = ("--workers", str(count))
-        async with load_process(folder, plan, kinds, address, args=args) as (load, listening):
+        async with load_process(folder, plan, kinds, address, args=args, cores=cores) as (
+            load,
+            listening,
+        ):
             async with asyncio.timeout(30):
                 await load.ready.wait()
 
@@ -71,8 +74,12 @@ def check(tally: Tally, plan: Plan) -> int:
 @synchronous
 async def test_two_workers_send_the_schedule_once(tmp_path: Path) -> None:
     plan = make_plan([make_kind()], rps=400, for_us=2 * SECOND, arrivals="poisson")
-    async with workers(tmp_path, plan, 2) as (load, server, children):
+    both = sorted(os.sched_getaffinity(0))
+    cores = [both[0], both[-1]]
+    async with workers(tmp_path, plan, 2, cores) as (load, server, children):
         assert len(children()) == 2
+        assert sorted(c for child in children() for c in os.sched_getaffinity(child)) == cores
+        assert sorted(os.sched_getaffinity(load.process.pid)) == both  # the master stays
     assert load.failed is None and load.process.returncode == 0
     assert check(load.tally, plan) == 0
     assert server.heard == planned(plan) == load.tally.n(Series.SEND_LAG)
