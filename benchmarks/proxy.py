@@ -189,23 +189,24 @@ def measure(listener: socket.socket, relays: list[Relay], options: argparse.Name
     count = round(options.rate * options.seconds)
     gc.disable()
     stop = time.monotonic() + options.within
-    while time.monotonic() < stop and min(map(usable, relays)) < options.rounds:
+    while time.monotonic() < stop and min(usable(one.rounds) for one in relays) < options.rounds:
         gaps = [chance.expovariate(options.rate) for _ in range(count)]
         for relay, lanes in zip(relays, pings, strict=True):
             with observed(relay) as seen:
                 seen.p50, seen.p99, seen.lag_p99 = lanes.round(gaps)
             relay.rounds.append(seen)
         gc.collect()
-    for _ in range(options.bulks):
+    stop = time.monotonic() + options.within / 2
+    while time.monotonic() < stop and min(usable(one.bulks) for one in relays[1:]) < options.bulks:
         for relay in relays[1:]:
             with observed(relay) as seen:
                 seen.mb_per_s = bulk(listener, relay.address, options.megabytes)
             relay.bulks.append(seen)
 
 
-def usable(relay: Relay) -> int:
-    """How many of its rounds."""
-    return sum(one.usable for one in relay.rounds)
+def usable(rounds: list[Round]) -> int:
+    """How many of them."""
+    return sum(one.usable for one in rounds)
 
 
 def free_port() -> int:
@@ -372,8 +373,10 @@ def main() -> int:
     parser.add_argument("--lanes", type=int, default=32)
     parser.add_argument("--rate", type=int, default=5000)
     parser.add_argument("--seconds", type=float, default=0.25, help="of a round")
-    parser.add_argument("--rounds", type=int, default=60, help="to be used, of each relay")
-    parser.add_argument("--within", type=float, default=110.0, help="seconds for them")
+    parser.add_argument("--rounds", type=int, default=60, help="that can be used, of each")
+    parser.add_argument(
+        "--within", type=float, default=90.0, help="seconds, half as many for bulk bytes"
+    )
     parser.add_argument("--bulks", type=int, default=9)
     parser.add_argument("--megabytes", type=int, default=400)
     options = parser.parse_args()

@@ -54,7 +54,7 @@ class Wire:
 
     def read(self, on: bool) -> None:
         """Read from the socket or leave what comes in the kernel, whose window then closes."""
-        self._wanted = EPOLLIN if on and not self._heard else 0
+        self._wanted = EPOLLIN if on and not (self._heard or self._closing) else 0
         self._watch()
 
     def write(self, chunk: bytes) -> None:

@@ -105,6 +105,22 @@ def test_a_wire_keeps_what_cannot_be_sent_and_ends_after_it():
     run(test)
 
 
+def test_a_wire_that_closes_sends_the_rest_and_hears_nothing_more():
+    async def test(poller):
+        with pair() as (near, far):
+            heard, data = Heard(), bytes(8 << 20)
+            wire = Wire(near, heard, poller)
+            wire.write(data)
+            wire.close()
+            wire.read(True)
+            far.shutdown(socket.SHUT_WR)
+            got = await asyncio.to_thread(lambda: len(far.recv(len(data), socket.MSG_WAITALL)))
+            assert got == len(data)
+            await until(lambda: heard.told == [True, False, "closed"])
+
+    run(test)
+
+
 def test_a_wire_reads_only_when_it_is_to_and_tells_an_end_once():
     async def test(poller):
         with pair() as (near, far):
