@@ -208,6 +208,8 @@ class Child:
         self.process = process
         self.start_time = processes.start_time(process.pid)
         self.ready = asyncio.Event()
+        self.loading: asyncio.Task[dict[str, Any]] | None = None  # of the fault, once it is known
+        self.loading_since_s = 0.0
         self._writer, self._reader, self._lines = writer, reader, lines
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -237,6 +239,24 @@ class Child:
         )
         writer, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(ours_out, "wb"))
         return cls(process, writer, reader, lines)
+
+    async def load(self, injection: Injection) -> dict[str, Any]:
+        """Once: what it says when it has started and loaded the fault. Cancelling waits no more."""
+        if self.loading is None:
+            self.loading_since_s = asyncio.get_running_loop().time()
+            self.loading = asyncio.create_task(self._load(injection))
+        return await asyncio.shield(self.loading)
+
+    async def _load(self, injection: Injection) -> dict[str, Any]:
+        await self.ready.wait()
+        return await self.ask({"verb": "load", "injection": injection.to_json()})
+
+    @property
+    def starting(self) -> bool:
+        """It was asked nothing but to load, and still has time for it."""
+        if self.loading is None or self.loading.done():
+            return False
+        return asyncio.get_running_loop().time() - self.loading_since_s < START_S
 
     async def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """Its answer. Raises FaultFailedError if it dies; unbounded in time."""
@@ -292,6 +312,8 @@ class Child:
         self._pump.cancel()
         await asyncio.gather(self._pump, return_exceptions=True)
         self._fail(self._epitaph())
+        if self.loading is not None:
+            await asyncio.gather(self.loading, return_exceptions=True)
         for _ in range(200):  # a SIGKILL takes effect within microseconds
             if self.process.poll() is not None:
                 return
@@ -331,8 +353,7 @@ class ChildExecutor(_Verbs):
         child = await self._child(injection)
         try:
             async with asyncio.timeout(START_S):
-                await child.ready.wait()
-                answer = await child.ask({"verb": "load", "injection": injection.to_json()})
+                answer = await child.load(injection)
         except TimeoutError as error:
             await self._drop(injection.id)
             raise FaultFailedError(f"a fault's child was not ready in {START_S:g} s") from error
@@ -376,9 +397,13 @@ class ChildExecutor(_Verbs):
         question = {"verb": verb, "injection": injection.to_json(), "before": before}
         try:
             async with asyncio.timeout(limit_s):
-                answer = await (await self._child(injection)).ask(question)
+                child = await self._child(injection)
+                _raise_if_failed(await child.load(injection))
+                # Asked before, it would one day do what was given up long ago.
+                answer = await child.ask(question)
         except TimeoutError as error:
-            await self._drop(injection.id)
+            if not self._starting(injection.id):
+                await self._drop(injection.id)
             raise FaultFailedError(f"{verb} was not done within {limit_s:g} s") from error
         except asyncio.CancelledError:
             if verb in {"inject", "heal"}:  # half a deed must not go on by itself
@@ -386,6 +411,16 @@ class ChildExecutor(_Verbs):
             raise
         _raise_if_failed(answer)
         return _answered(verb, answer["result"])
+
+    def _starting(self, injection_id: str) -> bool:
+        """Its child has not had its time to start.
+
+        On a loaded host that takes longer than a look may: killed for it, none would ever be ready.
+        """
+        task = self._children.get(injection_id)
+        if task is None or not task.done():
+            return task is not None
+        return not _unusable(task) and task.result().starting
 
     def cpu_s(self) -> float:
         """See Executor."""

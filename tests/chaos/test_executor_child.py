@@ -234,3 +234,36 @@ def test_a_child_that_was_started_ahead_is_the_one_that_works(scene):
         return len(left), len(children._spares)
 
     assert run(body) == (1, 1)  # one works, the other is ended with the rest (see ``scene``)
+
+
+def test_a_child_that_starts_slowly_is_waited_for_over_several_looks(scene, monkeypatch):
+    """Killed for every late look, on a loaded host none would ever be ready."""
+    injection, run, _ = scene
+    monkeypatch.setattr(executor, "START_S", 60)
+
+    async def body(children):
+        children._argv = ["sh", "-c", 'sleep 0.5; exec "$0" "$@"', *children._argv]
+        first = await children.observe(injection(""), None, 0.3)
+        assert first.active is Active.UNKNOWN
+        assert first.evidence == "observe was not done within 0.3 s"
+        for _ in range(100):
+            seen = await children.observe(injection(""), None, 0.3)
+            if seen.active is Active.YES:
+                return
+        raise AssertionError(seen)
+
+    run(body)
+
+
+def test_a_child_that_never_starts_is_replaced(scene, monkeypatch):
+    injection, run, _ = scene
+    monkeypatch.setattr(executor, "START_S", 0.15)
+
+    async def body(children):
+        works, children._argv = children._argv, ["sleep", "60"]
+        looks = [await children.observe(injection(""), None, 0.1) for _ in range(2)]
+        assert {look.active for look in looks} == {Active.UNKNOWN}
+        children._argv = works
+        assert (await children.observe(injection(""), None, 5.0)).active is Active.YES
+
+    run(body)
