@@ -20,7 +20,7 @@ from survive.chaos import processes
 from survive.chaos.conductor import PREPARE_AHEAD_US, together
 from survive.chaos.executor import OBSERVE_S, Executor, look_s
 from survive.chaos.handles import by_hand
-from survive.chaos.ledger import Ledger, LedgerError
+from survive.chaos.ledger import PROXY, Ledger, LedgerError
 from survive.chaos.netns import Namespace
 from survive.chaos.permission import refusal
 from survive.chaos.ports import Emit
@@ -527,12 +527,17 @@ class Agent:
     def _kill_proxies(self) -> None:
         """The last resort for a link: its traffic ends with the fault."""
         for name, process in self._ledger.started:
-            if name == "fault proxy":
+            if name == PROXY:
                 processes.send(process.pid, process.start_time, signal.SIGKILL)
 
     async def _proof(self, life: _Life, hit: _Hit, rung: Rung, began_us: int) -> tuple[bool, str]:
-        """Seen to be gone, with a positive round trip, in time; and the last evidence."""
+        """Seen to be gone, with a positive round trip, in time; and the last evidence.
+
+        Of a victim that died under it and was restarted, its successor shows that.
+        """
         while True:
+            if _follows(life.fault):
+                hit.injection = hit.injection.aimed_at(self._now(life, hit.injection.handle))
             seen = await self._look(hit, "after")
             if seen.active is Active.NO and await self._executor.round_trip(hit.injection):
                 return True, seen.evidence
@@ -580,11 +585,18 @@ class Agent:
         """What went with the target needs no hand any more, yet its heal stays unproven."""
         hits = {hit.injection.id: hit for life in self._lives.values() for hit in life.hits}
         for entry in self._unproven:
-            spec = hits[entry["injection"]].injection.handle
             stays = _outlives(self._lives[entry["fault"]].fault)
-            gone = spec.pid and not processes.exists(spec.pid, spec.start_time)
-            if entry["by_hand"] and gone and not stays:
+            if entry["by_hand"] and self._went(hits[entry["injection"]].injection) and not stays:
                 entry.update(by_hand="", why=entry["why"] + "; went with the target")
+
+    def _went(self, injection: Injection) -> bool:
+        """What carried it was the run's own, and is gone."""
+        spec = injection.handle
+        if in_namespace(injection):
+            return not Namespace(spec.netns).alive()
+        if spec.proxy and not spec.lent:
+            return not any(who.alive() for name, who in self._ledger.started if name == PROXY)
+        return bool(spec.pid) and not processes.exists(spec.pid, spec.start_time)
 
 
 def _check_time_to_look(plan: FaultPlan, needed_s: float) -> None:

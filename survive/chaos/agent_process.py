@@ -25,8 +25,8 @@ from survive.catalog import Catalog
 from survive.chaos import processes
 from survive.chaos.agent import Agent
 from survive.chaos.executor import ChildExecutor
-from survive.chaos.heal import PROXY, Finding, clean_up, end_processes
-from survive.chaos.ledger import Ledger, Named, Owner
+from survive.chaos.heal import Finding, clean_up, end_processes
+from survive.chaos.ledger import PROXY, Ledger, Named, Owner
 from survive.chaos.remote import LEAVE, LONGEST_LINE, AgentConfig, error_to_json
 from survive.clock import LoopClock
 from survive.contracts import Json

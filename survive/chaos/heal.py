@@ -21,7 +21,7 @@ from survive.chaos import netns, processes
 from survive.chaos.cleaners import CLEAN_S, LOOK_S, cleaner
 from survive.chaos.executor import HEAL_S, OBSERVE_S, perform
 from survive.chaos.handles import by_hand, open_handle
-from survive.chaos.ledger import LEDGER, Ledger, LedgerError, Named, Story, folders
+from survive.chaos.ledger import LEDGER, PROXY, Ledger, LedgerError, Named, Story, folders
 from survive.clock import LoopClock
 from survive.contracts import Active, FaultFailedError, Injection, Observation
 from survive.errors import RefusedError, SurviveError, UsageError
@@ -30,7 +30,6 @@ from survive.transport import Transport
 KILL_WITHIN_S = 2.0
 _POLL_S = 0.01
 SCRATCH = "survive-"  # how the names of private folders begin
-PROXY = "fault proxy"  # the ledger's name for the process that carries faults on links
 
 
 @dataclass(frozen=True, slots=True)

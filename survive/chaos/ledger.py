@@ -34,6 +34,7 @@ from survive.contracts import Injection
 from survive.errors import HarnessError, RefusedError
 
 LEDGER = "ledger.ndjson"
+PROXY = "fault proxy"  # the name in it of the process that carries faults on links
 KEPT = 50  # ledgers; older ones of runs that ended clean have nothing more to tell
 
 

@@ -279,4 +279,5 @@ def _one_heal(proofs: list[Event], looks: list[Event]) -> str:
 
 def _by_hand(name: str, proofs: list[Event], remains: dict[str, list[str]]) -> tuple[str, ...]:
     said = [event.text("by_hand") for event in proofs if event.text("by_hand")]
-    return tuple(dict.fromkeys([*said, *remains.get(name, [])]))
+    # The agent's last word: what went with the target meanwhile needs no hand any more.
+    return tuple(dict.fromkeys(remains.get(name) or said))

@@ -311,6 +311,33 @@ def test_a_victim_that_restarted_is_hit_as_it_is_now():
     assert play(scene) == [100, 999, 102]
 
 
+def test_the_heal_of_a_victim_that_died_under_it_is_proven_on_its_successor():
+    dead = set()
+
+    async def observe(injection, handle, before):
+        if handle.spec.pid in dead:
+            return Observation(Active.UNKNOWN, "its process is gone")
+        return await FakeFault.observe(None, injection, handle, before)
+
+    async def scene():
+        s = Scene(variant(observe=observe))
+
+        async def heal(injection, handle):
+            dead.add(handle.spec.pid)
+            handle.world.hurt.clear()
+            restart = asyncio.get_running_loop().call_later
+            restart(0.5, handle.world.pids.update, {handle.spec.replica: 999})
+
+        s.fault.heal = heal
+        await s.on(held("fake.hurt"))
+        await s.agent.heal("one")
+        return s, await s.agent.stop()
+
+    s, left = play(scene)
+    assert s.events.looks("after")[0] == "unknown" and s.events.looks("after")[-1] == "no"
+    assert s.events.named("heal_proven")[0]["by_own_heal"] is True and left == []
+
+
 def test_victims_are_drawn_by_the_seed():
     def victims(seed):
         async def scene():

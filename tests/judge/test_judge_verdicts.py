@@ -552,6 +552,14 @@ def test_a_heal_that_is_not_proven_is_exit_5(tmp_path, change, says):
     assert verdict.faults[0].recovered_after_s is None
 
 
+def test_what_went_with_the_target_needs_no_hand_any_more(tmp_path):
+    left = [{"fault": "outage", "by_hand": "", "why": "it went with the target"}]
+    verdict = verdict_of(Story(scenario(), proven=False, unproven_heals=left), tmp_path)
+    assert verdict.exit_code == 5
+    assert "it went with the target" in verdict.reasons[0]
+    assert "rm -rf fault" not in verdict.reasons[0]
+
+
 def test_the_proof_of_a_heal_is_owed_even_if_inject_failed(tmp_path):
     story = Story(scenario(), inject_error="half done", silent=("heal_proven",))
     assert verdict_of(story, tmp_path).exit_code == 5
