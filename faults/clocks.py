@@ -81,8 +81,15 @@ class NodeClockSkew(AroundProcess):
     async def observe(
         self, injection: Injection, handle: ProcessHandle, before: float | None
     ) -> Observation:
-        """Active if the Date of an answer is half the skew or more ahead of our own clock."""
+        """Active if the Date of an answer is half the skew or more ahead of our own clock.
+
+        With the victim gone nobody's clock is wrong; what could be left is the file.
+        """
         name = handle.spec.replica_id
+        if not await handle.exists():
+            told = _told(injection)
+            seen = Active.UNKNOWN if told else Active.NO
+            return Observation(seen, f"{name} is gone, the next one would be {told} s ahead")
         request = Request("GET", handle.spec.probe_path)
         answer = await handle.transport.call(handle.spec.address, request, timeout_s=2 * ANSWER_S)
         await answer.close()
@@ -107,6 +114,14 @@ def _set_offset(injection: Injection, seconds: int) -> None:
     new = path.with_name(f"{path.name}.sv-{injection.handle.run}")
     new.write_text(f"+{seconds}\n", "ascii")
     new.replace(path)
+
+
+def _told(injection: Injection) -> int:
+    """Seconds that the file says; no file says none."""
+    try:
+        return int(Path(str(injection.settings["file"])).read_text("ascii"))
+    except FileNotFoundError:
+        return 0
 
 
 def _faketime(pid: int) -> dict[str, str]:

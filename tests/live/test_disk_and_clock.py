@@ -180,6 +180,30 @@ def test_a_skewed_clock_shows_in_the_dates_that_it_sends(sabotage, tmp_path, mon
 
 
 @needs_faketime
+def test_the_ledger_alone_sets_the_clock_of_a_dead_run_right(tmp_path):
+    """Nobody sends a Date any more: what could be left is the file."""
+    file, target = skewable(tmp_path)
+
+    async def body(scene):
+        async def abandoned():
+            for life in scene.agent._lives.values():
+                for hit in life.hits:
+                    hit.looking.cancel()
+            await scene.driver.stop()
+            return []
+
+        await scene.agent.prepare(plan("node.clock_skew", ahead="90s", file=str(file)))
+        await scene.agent.inject("one")
+        scene.agent.stop = abandoned
+        return scene.driver.replicas("inference")[0].run
+
+    run = play("process", tmp_path, body, target=target)[1]
+    assert file.read_text() == "+90\n"
+    found = asyncio.run(clean_up(state_dir() / run / LEDGER))
+    assert all(finding.gone for finding in found) and file.read_text() == "+0\n"
+
+
+@needs_faketime
 def test_a_skew_that_was_not_asked_for_is_never_taken_for_it(tmp_path):
     """The negative control: 20 s ahead is not half of 90 s."""
     file, target = skewable(tmp_path)
