@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from survive.chaos import processes
@@ -35,6 +35,7 @@ class Started:
         env: Mapping[str, str] | None = None,
         least: int = 3,
         wrapper: str = "",
+        arguments: Sequence[str] = (),
     ) -> None:
         self.folder = file.parent
         self.least = least
@@ -45,13 +46,16 @@ class Started:
         command = ["-c", code] if wrapper else ["-m", "survive"]
         self.log = (self.folder / "stderr.txt").open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, *command, "run", str(file), "--out", str(self.folder / "runs")],
+            [sys.executable, *command, *self._run(file, arguments)],
             cwd=ROOT,
             stdout=self.log,
             stderr=self.log,
             start_new_session=True,
             env=env,
         )
+
+    def _run(self, file: Path, arguments: Sequence[str]) -> list[str]:
+        return ["run", str(file), "--out", str(self.folder / "runs"), *arguments]
 
     # ------------------------------------------------------------------ while it runs
 
@@ -100,8 +104,9 @@ class Started:
     def story(self) -> Story:
         return Ledger.read(self.state / self.run_id / LEDGER)
 
-    def output(self) -> str:
-        return (self.folder / "stderr.txt").read_text(errors="replace")[-3000:]
+    def output(self, most: int = 3000) -> str:
+        """The end of what it said."""
+        return (self.folder / "stderr.txt").read_text(errors="replace")[-most:]
 
     # ------------------------------------------------------------------ afterwards
 
@@ -152,11 +157,12 @@ def _described(pid: int, began: int) -> str:
     return f"{pid} {processes.state(pid, began)} {command.decode(errors='replace')}"
 
 
-def heal(*arguments: str) -> subprocess.CompletedProcess[str]:
+def heal(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """``survive heal`` as a command of its own."""
     return subprocess.run(
         [sys.executable, "-m", "survive", "heal", *arguments],
         cwd=ROOT,
+        env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,
         timeout=30,

@@ -57,7 +57,7 @@ def pages(folder: Path) -> dict[Path, str]:
 def page(written: str, faults: Sequence[Fault], matrix: Matrix) -> str:
     """The hand-written part, then each kind, then what the matrix saw of them."""
     parts = [written.rstrip(), BEGIN, *(_kind(fault) for fault in faults)]
-    seen = [fault.kind for fault in faults if matrix.lines.get(fault.kind)]
+    seen = [fault for fault in faults if matrix.lines.get(fault.kind)]
     parts.append(_seen(seen, matrix) if seen else "The matrix has not run any of these.")
     return "\n\n".join(parts) + "\n"
 
@@ -85,22 +85,28 @@ def _kind(fault: Fault) -> str:
     return "\n".join(lines)
 
 
-def _seen(kinds: Iterable[str], matrix: Matrix) -> str:
+def _seen(faults: Iterable[Fault], matrix: Matrix) -> str:
     """A normal run of each kind: proofs and times; and how all its endings ended."""
     rows = ["| kind | inject planned, begun | before | while on | after | healed in | endings |"]
     rows.append("|---|---|---|---|---|---|---|")
-    for kind in kinds:
-        lines = matrix.lines[kind]
-        normal = next((line for line in lines if line["ending"] == NORMAL), {})
-        rows.append(
-            f"| `{kind}` | {_times(normal)} | {_cell(normal, 'proof_before')} "
-            f"| {_cell(normal, 'proof_during')} | {_cell(normal, 'proof_after')} "
-            f"| {_ms(normal.get('heal_ms'))} | {_endings(lines)} |"
-        )
-    dates = sorted(str(line["date"])[:10] for kind in kinds for line in matrix.lines[kind]
+    rows += [_row(fault, matrix.lines[fault.kind]) for fault in faults]
+    dates = sorted(str(line["date"])[:10] for fault in faults for line in matrix.lines[fault.kind]
                    if line.get("date"))  # fmt: skip
     when = f"{dates[0]} to {dates[-1]}" if dates and dates[0] != dates[-1] else "".join(dates[:1])
     return "\n".join([f"### Seen in the matrix ({when})", "", *rows])
+
+
+def _row(fault: Fault, lines: Sequence[Mapping[str, Any]]) -> str:
+    """A kind that the matrix's host could not play says why; a one-shot has no heal to show."""
+    if why := next((line["not_here"] for line in lines if line.get("not_here")), ""):
+        return f"| `{fault.kind}` | not played: {_escaped(why)} | | | | | |"
+    normal = next((line for line in lines if line["ending"] == NORMAL), {})
+    after = _cell(normal, "proof_after") if fault.held else "one-shot"
+    return (
+        f"| `{fault.kind}` | {_times(normal)} | {_cell(normal, 'proof_before')} "
+        f"| {_cell(normal, 'proof_during')} | {after} "
+        f"| {_ms(normal.get('heal_ms'))} | {_endings(lines)} |"
+    )
 
 
 def _times(line: Mapping[str, Any]) -> str:
@@ -111,7 +117,11 @@ def _times(line: Mapping[str, Any]) -> str:
 
 
 def _cell(line: Mapping[str, Any], key: str) -> str:
-    return str(line.get(key) or "not seen").replace("|", "\\|").replace("\n", " ")
+    return _escaped(str(line.get(key) or "not seen"))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _ms(value: float | None) -> str:

@@ -9,81 +9,13 @@ import sys
 from dataclasses import replace
 
 import pytest
+from cards import DCGMI, SERVER, WORKER
 from cardtools import fake_card
 from faultscene import ROOT, plan, play, spec
 
 from survive.chaos.handles import by_hand
 from survive.contracts import HandleSpec, Injection
 from survive.errors import RefusedError
-
-# A listener that is always well, and the worker behind it that has the card.
-SERVER = """
-import http.server, subprocess, sys, threading
-worker = subprocess.Popen([sys.executable, "-I", "-S", sys.argv[2], *sys.argv[3:]],
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-worker.stdout.readline()
-one = threading.Lock()
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def do_GET(self):
-        self.answer(200)
-    def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
-        try:
-            with one:
-                worker.stdin.write(b"x\\n"); worker.stdin.flush()
-                said = worker.stdout.readline()
-        except OSError:
-            said = b""
-        self.answer(200 if said else 503)
-    def answer(self, status):
-        try:
-            self.send_response(status)
-            self.send_header("content-length", "0")
-            self.end_headers()
-        except OSError:
-            pass
-    def log_message(self, *args):
-        pass
-class Server(http.server.ThreadingHTTPServer):
-    def handle_error(self, *args):
-        pass
-Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
-"""
-WORKER = """
-import os, sys, time
-def note(what, n):
-    with open(sys.argv[1], "a") as file:
-        file.write(f"{os.getpid()} {what} {n} {time.time_ns() // 1000}\\n")
-note("alloc", 4096)
-print("ready", flush=True)
-for line in sys.stdin:
-    for _ in range(int(sys.argv[2])):
-        note("use", 1)
-        time.sleep(0.05)
-    note("use", 1)
-    print("ok", flush=True)
-"""
-DCGMI = """#!{python} -IS
-import os, sys, time
-from pathlib import Path
-folder, args = Path({folder!r}), sys.argv[1:]
-def after(name):
-    return args[args.index(name) + 1]
-if not (folder / "engine").exists() or after("--host") != "localhost":
-    print("Error: unable to establish a connection to the specified host")
-    sys.exit(1)
-if args[0] == "test":
-    with (folder / "told").open("a") as file:
-        print(after("-f"), after("-v"), time.time(), file=file)
-elif args[0] == "dmon":
-    rows = [r.split() for r in (folder / "told").read_text().splitlines()]
-    new = [v for f, v, t in rows if f == after("-e") and float(t) > time.time() - 2]
-    value = new[-1] if new else (folder / "own").read_text()
-    print("#Entity   XIDER", "ID", "GPU " + after("-i") + "     " + value, sep="\\n")
-elif args[0] == "health":
-    print("| Overall Health | Healthy |")
-"""
 
 
 @pytest.fixture

@@ -9,25 +9,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import docker
+import dockertools
 import pytest
 
 from survive.catalog import Catalog
 from survive.chaos import agent as agent_module
 from survive.chaos.agent import Agent
-from survive.chaos.containers import DEFAULT_URL, RUN, ContainerReplica, Engine, clean, left
+from survive.chaos.containers import RUN, ContainerReplica, clean, left
 from survive.chaos.executor import InLoopExecutor
 from survive.chaos.ledger import LEDGER, Ledger
 from survive.clock import LoopClock
-from survive.contracts import FaultFailedError
 from survive.errors import RefusedError
 from survive.host.driver import DriverContext
 from survive.host.sockets import SocketTransport
@@ -36,64 +34,19 @@ from survive.transport import Request, read_all
 from survive.units import SECOND
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCKERD = shutil.which("dockerd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-START_S = 20.0
-
-
-def answers(url):
-    """Somebody accepts there; the package itself leaves its socket open if nobody does."""
-    try:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(url.removeprefix("unix://"))
-        asyncio.run(Engine(url).ask("ping", lambda client: client.ping(), 2.0))
-    except (OSError, FaultFailedError):
-        return False
-    return True
-
-
-USABLE = os.geteuid() == 0 and (
-    DOCKERD is not None or answers(os.environ.get("DOCKER_HOST", DEFAULT_URL))
-)
-
 pytestmark = [
     pytest.mark.live,
-    pytest.mark.skipif(not USABLE, reason="no docker daemon (apt-get install docker.io; root)"),
+    pytest.mark.skipif(
+        not dockertools.usable(), reason="no docker daemon (apt-get install docker.io; root)"
+    ),
 ]
 
 
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory):
+@pytest.fixture(scope="module", name="daemon")
+def image_daemon():
     """The URL of a daemon that has the image of the reference stack."""
-    url = os.environ.get("DOCKER_HOST", DEFAULT_URL)
-    process = None
-    if not answers(url):
-        # A short path: that of a Unix socket may have 107 bytes.
-        folder = Path(f"/tmp/sv-docker-{os.getpid()}")
-        folder.mkdir(mode=0o700)
-        url = f"unix://{folder}/docker.sock"
-        argv = [DOCKERD, "--host", url, "--data-root", f"{folder}/data", "--exec-root"]
-        argv += [f"{folder}/exec", "--pidfile", f"{folder}/pid", "--iptables=true"]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + START_S
-        while not answers(url):
-            last = (folder / "log").read_text(errors="replace")[-2000:]
-            assert process.poll() is None and time.monotonic() < deadline, last
-            time.sleep(0.1)
-    before = os.environ.get("DOCKER_HOST")
-    os.environ["DOCKER_HOST"] = url
-    try:
-        build = [sys.executable, str(ROOT / "compose" / "build_image.py")]
-        subprocess.run(build, check=True, timeout=90, stdout=subprocess.DEVNULL)
+    with dockertools.daemon() as url:
         yield url
-    finally:
-        os.environ.pop("DOCKER_HOST")
-        if before is not None:
-            os.environ["DOCKER_HOST"] = before
-        if process is not None:
-            process.send_signal(signal.SIGTERM)
-            process.wait(20)
-            shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -1,93 +1,59 @@
 """{every kind} × {every ending}: one run of each, and what it proves or leaves.
 
-A kind needs nothing here but its class data: what it acts on says where it is put, and settings
-without a default get a plain value by their type. Only what that cannot know stands in ``PLACES``.
+Where a kind is played stands in ``stages``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
 import signal
-import sys
+import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_type_hints
 
 import yaml
-from killtools import ROOT, Started
+from killtools import Started, heal
+from stages import Containers, Stage, missing, stage_of
 
 from survive.catalog import Catalog
-from survive.chaos import processes
-from survive.chaos.heal import PROXY, heal_all
-from survive.contracts import Fault, Needs
-from survive.units import Duration, Factor, Share
+from survive.chaos import netns, processes
+from survive.chaos.heal import heal_all
+from survive.chaos.ledger import PROXY
+from survive.contracts import Needs
 
-HOLD_S = 2  # the fault is on
-AT_S = 1
-AFTER_S = 3  # of load after inject
-END_S = {"hung-heal": 30.0}  # the ladder's rungs take their time
-ENDS_WITHIN_S = 20.0
+HOLD_S = 2.0  # the fault is on
+AFTER_S = 2.8  # of load after inject
 
-# Kinds that need another place, or settings, than their class data tells.
-PLACES: dict[str, dict[str, object]] = {
-    "dependency.expired_certificate": {"service": "retrieval"},  # the one with a certificate
-    "gpu.vram_pressure": {"with": {"share": "80%"}},
-    "network.bandwidth": {"with": {"kb_per_s": 2}},
-    "network.flapping": {"with": {"every": "500ms", "down": "200ms"}},
-    "network.limit_data": {"with": {"bytes": 20}},
-    "network.slicer": {"with": {"average_bytes": 10, "delay": "20ms"}},
-    "protocol.slow_loris": {"with": {"bytes_per_s": 100}},
-    "protocol.status": {"with": {"status": 503}},
-}
-USUAL = frozenset({"network.latency", "node.pause", "gpu.lost", "protocol.stall"})
-# Families whose kinds act on what only the reference stack has.
-REFERENCE = frozenset({"gpu", "protocol", "dependency", "observability"})
-CERTIFIED = frozenset({"dependency.expired_certificate"})  # kinds that need a link with TLS
-# Not a matter of the matrix: containers, other people's code, a real GPU, and what needs a target
-# made for it (a small disk of its own, a libfaketime to preload).
-ELSEWHERE = frozenset(
-    {"chaostoolkit", "container", "nvidia", "dcgm", "node.disk_full", "node.clock_skew"}
+# Those that stand for a family, or for a way to act, before all others.
+USUAL = (
+    "network.latency",
+    "network.drop",
+    "node.pause",
+    "gpu.lost",
+    "protocol.stall",
+    "nvidia.vram_hog",
 )
 
-SERVER = """
-import asyncio, sys
-
-async def serve(reader, writer):
-    last = False
-    while not last and await reader.readline():
-        while (header := await reader.readline()) not in (b"\\r\\n", b""):
-            last = last or header.lower().split() == [b"connection:", b"close"]
-        writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\n\\r\\nok")
-        await writer.drain()
-    writer.close()
-
-async def main():
-    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]))
-    await server.serve_forever()
-
-asyncio.run(main())
+# The fault's own heal never comes back, in the child that runs its verbs, where this is found as
+# ``sitecustomize``: whatever else mends it is as it always is.
+HUNG = """
+import sys
+if "survive.chaos.child" in sys.orig_argv:
+    import asyncio
+    from survive.chaos import executor
+    real = executor.perform
+    async def perform(fault, verb, *rest):
+        if verb == "heal":
+            await asyncio.sleep(3600)
+        return await real(fault, verb, *rest)
+    executor.perform = perform
 """
-
-HUNG = '''
-import asyncio
-
-from survive.catalog import Catalog
-
-Real = type(Catalog().fault("{kind}"))
-
-
-class Hung(Real):
-    kind = "hung.fault"
-
-    async def heal(self, injection, handle):
-        """Never comes back."""
-        await asyncio.sleep(3600)
-'''
 
 # What happens when the record takes a frame while the file ``raise`` is there.
 RAISING = """
@@ -128,121 +94,86 @@ class Cell:
 # ---------------------------------------------------------------------------------- the kinds
 
 
-def kinds() -> list[str]:
-    """Every built-in kind that this host can be asked to do without privileges."""
-    catalog = Catalog(plugins=False)
-    return [
-        kind
-        for kind in catalog.fault_kinds()
-        if not {kind, kind.partition(".")[0]} & ELSEWHERE
-        and not kind.startswith(tuple(f"gpu.{word}" for word in ("nvidia", "real", "dcgm")))
-        and not catalog.fault(kind).privileges
-    ]
+def every_kind() -> list[str]:
+    """Every built-in kind."""
+    return Catalog(plugins=False).fault_kinds()
+
+
+def elsewhere() -> dict[str, str]:
+    """Kinds that cannot be played on this host, and why."""
+    return {kind: why for kind in every_kind() if (why := missing(kind))}
 
 
 def families() -> dict[str, str]:
     """Family → the kind that stands for it: the usual one, or the first that is held."""
-    catalog, found = Catalog(plugins=False), {}
-    for kind in sorted(kinds(), key=lambda k: (k not in USUAL, not catalog.fault(k).held)):
+    found: dict[str, str] = {}
+    for kind in _ordered(every_kind()):
         found.setdefault(kind.partition(".")[0], kind)
     return found
 
 
-def ways() -> dict[Needs, str]:
-    """What a fault can act on → the kind that stands for it, of those that stand for a family."""
-    catalog, found = Catalog(plugins=False), dict[Needs, str]()
-    for kind in sorted(families().values(), key=lambda k: k not in USUAL):
-        found.setdefault(catalog.fault(kind).needs, kind)
-    return found
+def ways() -> list[str]:
+    """A kind for each way in which something is reached and mended when a heal does not do it.
+
+    Switches of GPUs and of stand-ins are one way; a card, a disk or a clock is reached by the
+    replica that uses it.
+    """
+    catalog, found = Catalog(plugins=False), dict[object, str]()
+    for kind in _ordered(every_kind()):
+        needs = catalog.fault(kind).needs
+        switched = Needs.GPU if needs is Needs.STAND_IN else needs
+        found.setdefault(stage_of(kind).carrier or switched, kind)
+    return list(found.values())
+
+
+def _ordered(kinds: list[str]) -> list[str]:
+    """Those that stand for others first: the usual ones, then those that are held."""
+    catalog = Catalog(plugins=False)
+    rank = {kind: number for number, kind in enumerate(USUAL)}
+    return sorted(kinds, key=lambda k: (rank.get(k, len(rank)), not catalog.fault(k).held))
 
 
 def heals() -> list[str]:
     """A kind for each ``heal`` that was written: kinds of one base share it."""
     catalog, found = Catalog(plugins=False), dict[object, str]()
-    for kind in sorted(kinds(), key=lambda k: k not in families().values()):
+    for kind in sorted(every_kind(), key=lambda k: k not in families().values()):
         found.setdefault(type(catalog.fault(kind)).heal, kind)
     return list(found.values())
 
 
-def _settings(fault: Fault) -> dict[str, object]:
-    types = get_type_hints(fault.settings)
-    plain: dict[object, object] = {Duration: "200ms", Share: "50%", Factor: "3x", int: 3, float: 1}
-    return {
-        field.name: plain[types[field.name]]
-        for field in fields(fault.settings)
-        if field.default is MISSING and field.default_factory is MISSING
-    }
+def stage_for(kind: str, folder: Path) -> Stage:
+    """Its stage, in a folder of its own; nothing is built yet."""
+    return stage_of(kind)(Catalog(plugins=False).fault(kind), folder)
 
 
-def _uses_reference(fault: Fault) -> bool:
-    return fault.kind.partition(".")[0] in REFERENCE
-
-
-def _fault(fault: Fault, name: str, at_s: int) -> dict[str, object]:
-    reference = _uses_reference(fault)
-    where: dict[str, object]
-    if fault.needs is Needs.STAND_IN:
-        where = {"service": "inference" if fault.layer == "observability" else "retrieval"}
-    elif fault.needs is Needs.LINK:
-        where = {"link": "gateway -> inference" if reference else "load -> web"}
-    else:
-        where = {"service": "inference" if reference else "web"}
-    spec = {
-        "kind": name,
-        "at": f"{at_s}s",
-        **where,
-        "with": _settings(fault),
-        **PLACES.get(fault.kind, {}),
-    }
-    if fault.held:
-        spec["for"] = f"{HOLD_S}s"
-    return spec
-
-
-def _target(fault: Fault, folder: Path) -> str:
-    """The name of a target file beside the scenario that allows what the matrix does."""
-    targets = folder / "targets"
-    targets.mkdir()
-    if _uses_reference(fault):
-        target = yaml.safe_load((ROOT / "targets" / "reference.yaml").read_text())
-        target["links"]["gateway -> retrieval"]["tls"] = fault.kind in CERTIFIED
-        (targets / "stack").symlink_to(ROOT / "targets" / "reference")
-    else:
-        server = folder / "server.py"
-        server.write_text(SERVER)
-        web = {
-            "run": [sys.executable, str(server), "{port}"],
-            "replicas": 2,
-            "health": {"get": "/health", "within": "10s"},
-            "restart": {"after": "100ms"},
-        }
-        target = {"survive": 1, "driver": "process", "entry": "web", "services": {"web": web}}
-    target["allow"] = {"hosts": ["127.0.0.1"], "faults": [fault.kind.partition(".")[0], "hung"]}
-    (targets / "stack.yaml").write_text(yaml.safe_dump(target))
-    return "stack"
-
-
-def write_scenario(kind: str, folder: Path, *, hung: bool = False, at_s: int = AT_S) -> Path:
-    """A scenario of one fault, in a folder of its own."""
+def write_scenario(stage: Stage, *, at_s: float | None = None) -> Path:
+    """A scenario of one fault, and the target file beside it that allows what the matrix does."""
+    fault, folder, at_s = stage.fault, stage.folder, at_s or stage.at_s
     (folder / ".git").mkdir()  # where the search for a team's own folders ends
-    fault = Catalog(plugins=False).fault(kind)
-    if hung:
-        (folder / "faults").mkdir()
-        (folder / "faults" / "hung.py").write_text(HUNG.format(kind=kind))
-    get = "/v1/search?q=gpu" if _uses_reference(fault) else "/"
+    (folder / "targets").mkdir()
+    allow = {"hosts": ["127.0.0.1"], "faults": [fault.kind.partition(".")[0]]}
+    target = {**stage.target(), "allow": {**allow, "privileged": stage.privileged}}
+    (folder / "targets" / "stack.yaml").write_text(yaml.safe_dump(target))
+    plan = {"kind": fault.kind, "at": _ms(at_s), **stage.where(), "with": stage.settings()}
+    if fault.held:
+        plan["for"] = _ms(HOLD_S)
     scenario = {
         "survive": 1,
         "name": "matrix",
-        "target": _target(fault, folder),
+        "target": "stack",
         "seed": 7,
-        "requests": {"get": {"get": get, "timeout": "1s"}},
-        "load": {"phases": [{"name": "flat", "rate": "20/s", "for": f"{at_s + AFTER_S}s"}]},
-        "faults": {"one": _fault(fault, "hung.fault" if hung else kind, at_s)},
+        "requests": {"get": {"get": stage.get, "timeout": "1s"}},
+        "load": {"phases": [{"name": "flat", "rate": "20/s", "for": _ms(at_s + AFTER_S)}]},
+        "faults": {"one": plan},
         "objectives": {"answers": {"metric": "success", "min": "1%", "during": "run"}},
     }
     file = folder / "matrix.survive.yaml"
     file.write_text(yaml.safe_dump(scenario, sort_keys=False))
     return file
+
+
+def _ms(seconds: float) -> str:
+    return f"{round(seconds * 1000)}ms"
 
 
 # -------------------------------------------------------------------------------- the endings
@@ -265,13 +196,9 @@ def _kill_group(run: Started) -> None:
     os.killpg(run.process.pid, signal.SIGKILL)
 
 
-def _kill_from_ledger(run: Started, *, proxy: bool) -> None:
-    """Processes of the target (or the fault proxy), by pid and start time from the ledger."""
-    hit = 0
-    for name, process in run.story().processes:
-        if (name == PROXY) is proxy and name not in {"load", "probe"}:
-            hit += processes.send(process.pid, process.start_time, signal.SIGKILL)
-    assert hit, "there was nothing to kill"
+def _kill_proxy(run: Started) -> None:
+    found = [process for name, process in run.story().processes if name == PROXY]
+    assert sum(processes.send(p.pid, p.start_time, signal.SIGKILL) for p in found), "no proxy"
 
 
 def _raise(run: Started) -> None:
@@ -312,53 +239,119 @@ ENDINGS: dict[str, Ending] = {
     "hung-heal": Ending(frozenset({5})),
     # A fault whose target or proxy died under it cannot always be proven healed. 0 only if it was
     # done again to the restarted target, see _problem.
-    "target-gone": Ending(frozenset({0, 1, 3, 5}), lambda run: _kill_from_ledger(run, proxy=False)),
-    "backend-gone": Ending(frozenset({1, 3, 5}), lambda run: _kill_from_ledger(run, proxy=True)),
+    "target-gone": Ending(frozenset({0, 1, 3, 5})),  # ended by its stage
+    "backend-gone": Ending(frozenset({1, 3, 5}), _kill_proxy),
     "disk-full": Ending(frozenset({3}), _fill_disk, at="phase_started"),
     "record-full": Ending(frozenset({3}), _fill_record),
 }
 
 
+# survive lives and stops in order, or is killed with nobody else: to a fault they are one.
+HEALED_ALIKE = (
+    "exception",
+    "sigint",
+    "sigint-twice",
+    "sigterm",
+    "sighup",
+    "kill-group",
+    "record-full",
+)
+
+
 def applies(kind: str, ending: str) -> bool:
-    """A one-shot has no heal to hang; only faults on links have a proxy."""
+    """A one-shot has no heal to hang; only faults on links have a proxy, packets need none."""
     fault = Catalog(plugins=False).fault(kind)
     if ending == "hung-heal":
         return fault.held
-    return ending != "backend-gone" or fault.needs is Needs.LINK
+    return ending != "backend-gone" or (fault.needs is Needs.LINK and not stage_of(kind).isolation)
 
 
 # ------------------------------------------------------------------------------------ one run
 
 
-def play(kind: str, ending: str, folder: Path, *, at_s: int = AT_S) -> Cell:
+def play(kind: str, ending: str, folder: Path, *, at_s: float | None = None) -> Cell:
     """One run of one kind, ended in one way."""
+    stage = stage_for(kind, folder)
+    file = write_scenario(stage, at_s=at_s)
+    stage.build()
+    try:
+        return _play(stage, ending, file)
+    finally:
+        stage.close()
+
+
+def _play(stage: Stage, ending: str, file: Path) -> Cell:
     how = ENDINGS[ending]
-    file = write_scenario(kind, folder, hung=ending == "hung-heal", at_s=at_s)
-    flag = str(folder / "raise")
     run = Started(
         file,
-        env={"XDG_STATE_HOME": str(folder / "state")},
-        wrapper=RAISING.format(flag=flag) if ending == "exception" else "",
+        env=_environment(stage, ending),
+        wrapper=RAISING.format(flag=str(stage.folder / "raise")) if ending == "exception" else "",
+        arguments=["--allow-privileged"] if stage.privileged else [],
+        least=2 if isinstance(stage, Containers) else 3,
     )
     try:
         run.until(how.at)
         began = time.monotonic()
-        if how.act is not None:
+        acts = how.act is not None or ending == "target-gone"
+        if ending == "target-gone":
+            assert stage.end_target(run), "there was nothing to kill"
+        elif how.act is not None:
             how.act(run)
-        code = run.process.wait(END_S.get(ending, ENDS_WITHIN_S))
-        if how.act is None or code >= 0:
+        code = run.process.wait(stage.ends_s)
+        if not acts or code >= 0:
             began = time.monotonic()  # survive had its say; what is left from here on is too much
-        left = run.left(1.0)
+        if code == 5:
+            _by_hand(stage, run)
+        left = _left(stage, run)
         clean_ms = (time.monotonic() - began) * 1000
-        return _cell(run, kind, ending, code, [*left, *_not_clean(run)], clean_ms)
+        if code == 5:  # what a hand did no ledger knows
+            heal(env={**stage.env(), "XDG_STATE_HOME": str(run.state.parent)})
+        return _cell(run, stage.fault.kind, ending, code, [*left, *_not_clean(run)], clean_ms)
     finally:
         run.close()
 
 
+def _environment(stage: Stage, ending: str) -> dict[str, str]:
+    """A state directory and a place for temporary files of its own, so that all is seen."""
+    (stage.folder / "tmp").mkdir()
+    places = {"XDG_STATE_HOME": str(stage.folder / "state"), "TMPDIR": str(stage.folder / "tmp")}
+    env = {**stage.env(), **places}
+    if ending == "hung-heal":
+        (stage.folder / "hung").mkdir()
+        (stage.folder / "hung" / "sitecustomize.py").write_text(HUNG)
+        path = env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+        env["PYTHONPATH"] = f"{stage.folder / 'hung'}:{path}"
+    return env
+
+
+def _left(stage: Stage, run: Started) -> list[str]:
+    """Processes, and whatever else a fault or a target can leave; early when there is nothing."""
+    deadline = time.monotonic() + stage.clean_s
+    while (found := _traces(stage, run)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return [*run.left(max(0.0, deadline - time.monotonic())), *found]
+
+
+def _by_hand(stage: Stage, run: Started) -> None:
+    """Do what the run told people to do; a line that it told nobody is not done."""
+    said = run.output(100_000)
+    for event in run.told():
+        line = str(event.get("by_hand", ""))
+        if line and f"by hand: {line}" in said:
+            env = {**os.environ, **stage.env()}
+            subprocess.run(["sh", "-c", line], check=True, env=env)
+
+
+def _traces(stage: Stage, run: Started) -> list[str]:
+    groups = Path("/sys/fs/cgroup")  # ours are at the root of a hierarchy, in both versions
+    ours = [str(g) for way in ("", "*/") for g in groups.glob(f"{way}sv-{run.run_id}*")]
+    links = [netns.link_name(run.run_id)] if netns.link_exists(run.run_id) else []
+    files = [str(path) for path in (stage.folder / "tmp").iterdir()]
+    return [*ours, *links, *files, *stage.left(run.run_id)]
+
+
 def _not_clean(run: Started) -> list[str]:
     """What ``survive heal --check`` would find, beyond processes."""
-    import asyncio
-
     before = os.environ.get("XDG_STATE_HOME")
     os.environ["XDG_STATE_HOME"] = str(run.state.parent)
     try:
@@ -390,9 +383,9 @@ def _cell(
         clean_ms=round(clean_ms, 1),
         planned_s=_seconds(injected, "planned_us"),
         injected_s=_seconds(injected, "began_us"),
-        proof_before=_said(looks["before"][-1:]),
-        proof_during=_said(during[:1]),
-        proof_after=_said(looks["after"][-1:]),
+        proof_before=_said(looks["before"][-1:], run),
+        proof_during=_said(during[:1], run),
+        proof_after=_said(looks["after"][-1:], run),
         heal_ms=_heal_ms(told),
         problem=_problem(kind, ending, code, left, run),
     )
@@ -402,8 +395,10 @@ def _seconds(event: dict[str, object] | None, key: str) -> float | None:
     return None if event is None else round(int(str(event[key])) / 1e6, 4)
 
 
-def _said(looks: list[dict[str, object]]) -> str:
-    return f"{looks[0]['active']}: {looks[0]['evidence']}" if looks else ""
+def _said(looks: list[dict[str, object]], run: Started) -> str:
+    """What was seen, without the run's own folder, which is another each time."""
+    said = f"{looks[0]['active']}: {looks[0]['evidence']}" if looks else ""
+    return said.replace(f"{run.folder}/", "")
 
 
 def _heal_ms(told: list[dict[str, object]]) -> float | None:
@@ -415,12 +410,18 @@ def _heal_ms(told: list[dict[str, object]]) -> float | None:
 
 def _problem(kind: str, ending: str, code: int, left: list[str], run: Started) -> str:
     fault = Catalog(plugins=False).fault(kind)
-    goes_along = fault.held and fault.needs is not Needs.LINK  # a link's fault is in the proxy
+    # A link's fault is in the proxy or in a namespace, a target's wherever it was put.
+    goes_along = fault.held and fault.needs not in {Needs.LINK, Needs.TARGET}
     if left:
         return f"left: {'; '.join(left)}"
-    if code not in ENDINGS[ending].exits:
-        wanted = ", ".join(map(str, sorted(ENDINGS[ending].exits)))
+    exits = ENDINGS[ending].exits
+    if ending == "hung-heal" and fault.keeps_down:
+        exits |= {0, 1, 3}  # it is the supervisor that brings its victim back
+    if code not in exits:
+        wanted = ", ".join(map(str, sorted(exits)))
         return f"exit {code}, not {wanted}: {run.output()[-600:]}"
+    if ending == "normal" and (why := _unproven(run, fault.held)):
+        return why
     if ending == "disk-full" and "fault_injected" in run.events():
         return "it was injected without a word in the ledger"
     if (
@@ -431,3 +432,11 @@ def _problem(kind: str, ending: str, code: int, left: list[str], run: Started) -
     ):
         return "exit 0 although the fault went with the target and was not done again"
     return ""
+
+
+def _unproven(run: Started, held: bool) -> str:
+    """Of a fault that nobody disturbed: what of it was not seen."""
+    seen = {(e["stage"], e["active"]) for e in run.told() if e["event"] == "fault_observed"}
+    wanted = [("before", "no"), ("during", "yes"), *([("after", "no")] if held else [])]
+    missed = [f"{active} {stage}" for stage, active in wanted if (stage, active) not in seen]
+    return f"never seen: {', '.join(missed)}" if missed else ""

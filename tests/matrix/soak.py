@@ -1,6 +1,6 @@
 """``make soak-kill``: kill -9 at random moments, drawn by a seed; nothing may be left, ever.
 
-    python tests/matrix/soak.py [--moments 200] [--seed 1] [--jobs 2]
+    python tests/matrix/soak.py [--moments 200] [--seed 1] [--jobs 4]
 
 Each run has several faults that overlap. The moment is drawn over the whole life of a run, from
 before its agent exists to its last words; who dies is drawn too: survive, its agent, or both. Where
@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 import yaml  # noqa: E402 - below the line that finds our own tools, with them
 from killtools import Started, heal  # noqa: E402
-from matrixtools import write_scenario  # noqa: E402
+from matrixtools import stage_for, write_scenario  # noqa: E402
 
 LONGEST_S = 6.0  # of a run: about 1.5 s until t = 0, 4 s of load, its end
 WHO = ("survive", "agent", "both")
@@ -53,7 +53,9 @@ class Moment:
 
 def scenario(folder: Path) -> Path:
     """The matrix's small server, with several faults."""
-    file = write_scenario("node.pause", folder)
+    stage = stage_for("node.pause", folder)
+    stage.build()
+    file = write_scenario(stage)
     document = yaml.safe_load(file.read_text())
     document["faults"] = FAULTS
     file.write_text(yaml.safe_dump(document, sort_keys=False))
@@ -115,7 +117,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--moments", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=4)
     options = parser.parse_args()
     numbers = range(options.moments)
     with ProcessPoolExecutor(options.jobs) as pool:

@@ -52,3 +52,10 @@ def test_what_nobody_measured_is_not_claimed(tmp_path):
 def test_an_ending_with_a_problem_is_named(tmp_path):
     bad = {"kind": "node.pause", "ending": "sigint", "problem": "left: 4711"}
     assert "1 of 2 left nothing, exit right; not: sigint" in one_page(tmp_path, LINE, bad)
+
+
+def test_a_kind_that_could_not_be_played_says_why_and_claims_nothing(tmp_path):
+    why = {"kind": "node.pause", "ending": "", "not_here": "no such | thing", "problem": ""}
+    text = one_page(tmp_path, {**why, "date": "2031-02-03T04:05:06+00:00"})
+    assert "| `node.pause` | not played: no such \\| thing | | | | | |" in text
+    assert "left nothing" not in text
