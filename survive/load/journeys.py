@@ -34,7 +34,7 @@ from typing import Any
 
 import gevent
 import gevent.event
-from locust import argument_parser
+from locust import argument_parser, clients
 from locust.env import Environment
 from locust.exception import CatchResponseError
 from locust.user.users import User
@@ -290,7 +290,7 @@ def _place_of(error: BaseException, file: Path) -> str:
     return f"{file}:{lines[-1] or 1}: {said}" if lines else f"{file}: {said}"
 
 
-def make_environment(spec: dict[str, Any], scratch: Path) -> Environment:
+def make_environment(spec: dict[str, Any]) -> Environment:
     """Locust, its users on the target. Raises TheirsIsWrong, RefusedHere."""
     os.environ.update(spec["environment"])
     if spec["address"].startswith(UNIX):
@@ -299,9 +299,7 @@ def make_environment(spec: dict[str, Any], scratch: Path) -> Environment:
     if address.server_name and spec["address"].partition("#")[2]:
         raise RefusedHere("Locust's users verify who they speak to: no fault proxy stands between")
     if spec.get("authority"):
-        authority = scratch / "load-authority.pem"
-        authority.write_text(spec["authority"], encoding="utf-8")
-        os.environ["REQUESTS_CA_BUNDLE"] = str(authority)
+        _trust(spec["authority"])
     classes = user_classes(Path(spec["locustfile"]))
     for user_class in classes:
         _tell_class(user_class)
@@ -314,6 +312,15 @@ def make_environment(spec: dict[str, Any], scratch: Path) -> Environment:
         stop_timeout=JOURNEY_END_US / SECOND + _LATE_S,  # we count who is left, before it kills
         parsed_options=_options(),
     )
+
+
+def _trust(authority: str) -> None:
+    """HttpUsers verify the entry with the target's own authority too, by the one context that
+    Locust has for them. Raises RefusedHere."""
+    context = getattr(clients, "_preloaded_ssl_context", None)
+    if context is None:
+        raise RefusedHere(f"Locust {locust.__version__} cannot be told of the target's `ca:`")
+    context.load_verify_locations(cadata=authority)
 
 
 def _options() -> argparse.Namespace:
@@ -339,7 +346,7 @@ def run(spec_file: Path, control_fd: int, pipe: Pipe) -> None:
     spec = json.loads(spec_file.read_text(encoding="utf-8"))
     if spec.get("cores"):
         os.sched_setaffinity(0, spec["cores"])
-    environment = make_environment(spec, spec_file.parent)
+    environment = make_environment(spec)
     journeys = Journeys(Plan.from_json(spec["plan"]), environment, pipe, fail)
     environment.events.init.fire(environment=environment, runner=environment.runner, web_ui=None)
     Control(control_fd, journeys.start, journeys.stop, fail, gone)

@@ -57,8 +57,8 @@ class User:
         return Job(number, due, kind, self._rows[at], self._filing.slice_of(due), due)
 
     def here(self, t_us: int) -> bool:
-        """Whether it is there at a moment, and was not lost on the way."""
-        return any(start <= t_us < end for start, end in self._spells[: self._spell + 1])
+        """Whether it is there at a moment."""
+        return any(came <= t_us < leaves for came, leaves in self._spells)
 
     def _due_us(self, now_us: int, at: int) -> int | None:
         if self._spell >= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import trustme
 from killtools import Started
 
 from survive.errors import ScenarioError
@@ -200,21 +202,63 @@ def test_a_locustfile_runs_unchanged_and_every_request_is_recorded(
     assert verdict["load"]["users"]["most"] == 4
 
 
-@pytest.mark.parametrize(
-    ("locustfile", "told"),
-    [
-        ("import locust\n\nnot_there()\n", "locustfile.py:3: NameError: name 'not_there' is not"),
-        ("def broken(:\n", "locustfile.py:1: SyntaxError: "),
-        ("raise SystemExit('no data')\n", "locustfile.py:1: SystemExit: no data"),
-        ("import locust\n", "has no users"),
-    ],
-)
+WRONG = {
+    "import locust\n\nnot_there()\n": "locustfile.py:3: NameError: name 'not_there' is not defined",
+    "def broken(:\n": "locustfile.py:1: SyntaxError: invalid syntax",
+    "raise SystemExit('no data')\n": "locustfile.py:1: SystemExit: no data",
+    "import helper\nhelper.missing()\n": "locustfile.py:2: AttributeError: module 'helper' has no",
+    "import locust\n": "locustfile.py has no users: no class of it is a Locust User",
+}
+READ = """\
+import sys
+from pathlib import Path
+from survive.load.journeys import TheirsIsWrong, user_classes
+for folder in sys.argv[1:]:
+    try:
+        user_classes(Path(folder) / "locustfile.py")
+    except TheirsIsWrong as error:
+        print(error)
+"""
+
+
+def test_what_is_wrong_with_a_locustfile_is_said_with_its_place(tmp_path: Path, shop: Shop) -> None:
+    folders = [tmp_path / str(number) for number in range(len(WRONG))]
+    for folder, text in zip(folders, WRONG, strict=True):
+        folder.mkdir()
+        write(folder, shop, text)
+    command = [sys.executable, "-c", READ, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    for said, told in zip(done.stdout.splitlines(), WRONG.values(), strict=True):
+        assert told in said
+
+
 def test_a_locustfile_that_cannot_run_is_a_wrong_file(
-    tmp_path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch, locustfile: str, told: str
+    tmp_path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, said = survive(write(tmp_path, shop, locustfile), monkeypatch)
-    assert (code, told in said) == (2, True), said
+    code, said = survive(write(tmp_path, shop, "import locust\n\nnot_there()\n"), monkeypatch)
+    assert code == 2 and "locustfile.py:3: NameError: name 'not_there'" in said, said
     assert not list(tmp_path.glob("r/team/*/verdict.json"))
+
+
+def test_an_entry_over_tls_is_verified_with_the_targets_own_authority(
+    tmp_path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    shop.socket = context.wrap_socket(shop.socket, server_side=True)
+    (tmp_path / "ca.pem").write_bytes(authority.cert_pem.bytes())
+    file = write(tmp_path, shop)
+    text = (
+        file.read_text()
+        .replace("http://127", "https://127")
+        .replace("health", "ca: ca.pem, health")
+    )
+    file.write_text(text)
+    survive(file, monkeypatch)
+    record = Record.load(tmp_path / "r" / "team" / "latest")
+    assert shop.asked["/item"] > 10 and shop.asked["/broken"] > 10
+    assert "tls" not in record.table.why_names
 
 
 def test_users_who_never_ask_decide_nothing(
