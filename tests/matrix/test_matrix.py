@@ -87,7 +87,7 @@ def test_what_ci_plays_is_of_every_family_and_every_ending():
     assert all(kind.partition(".")[0] == family for family, kind in FAMILIES.items())
     assert {ending for _, ending in EACH_ENDING} == set(ENDINGS)
     assert set(WAYS) >= {"network.latency", "node.pause", "gpu.lost", "network.drop"}
-    assert {"network.latency", "node.pause", "node.cpu", "gpu.lost"} <= {*heals()}
+    assert {"network.latency", "node.pause", "node.disk_full", "gpu.lost"} <= {*heals()}
 
 
 def test_a_run_of_a_part_replaces_its_own_lines_and_what_contradicts_them(tmp_path):
