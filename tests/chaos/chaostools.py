@@ -60,7 +60,8 @@ def config(folder: Path, spec: TargetSpec, run_id: str, links: frozenset[str] = 
 
 def held(kind: str, name: str = "one", **more) -> FaultPlan:
     """A fault that is on for 2 s."""
-    return FaultPlan(name, kind, 0, 2 * SECOND, **{"service": "web", **more})
+    at_us = more.pop("at_us", 0)
+    return FaultPlan(name, kind, at_us, 2 * SECOND, **{"service": "web", **more})
 
 
 def one_shot(kind: str, name: str = "one", **more) -> FaultPlan:

@@ -355,6 +355,41 @@ def test_victims_are_drawn_by_the_seed():
     assert len(set(drawn)) > 1
 
 
+def test_each_repeat_draws_victims_of_its_own():
+    async def scene():
+        s = Scene()
+        for number in range(1, 9):
+            await s.on(held("fake.hurt", name=f"x#{number}", pool="x"), 0.1)
+            await s.agent.heal(f"x#{number}")
+        await s.agent.stop()
+        return [fields["target"] for fields in s.events.named("fault_injected")]
+
+    hit = play(scene)
+    assert len(hit) == 8 and len(set(hit)) > 1
+
+
+def test_when_it_was_planned_began_and_ended_are_told_as_they_are():
+    async def scene():
+        s = Scene()
+
+        async def slowly(injection, handle):
+            await asyncio.sleep(0.25)
+
+        s.fault.inject = slowly
+        plan = held("fake.hurt", at_us=7_000_000)
+        await s.agent.prepare(plan)
+        came_us = s.clock.now_us()
+        await s.agent.inject("one")
+        await s.agent.stop()
+        [told] = s.events.named("fault_injected")
+        return told, came_us
+
+    told, came_us = play(scene)
+    assert told["planned_us"] == 7_000_000 != came_us
+    assert told["began_us"] == came_us  # not a moment is lost on the way
+    assert told["ended_us"] == came_us + 250_000
+
+
 def test_nothing_to_hit_is_refused_and_settings_are_checked():
     async def scene():
         s = Scene()

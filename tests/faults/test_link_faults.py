@@ -99,6 +99,24 @@ def test_the_schedule_of_a_flapping_link_never_outlives_its_heal(tmp_path):
     assert set(states) == {True}
 
 
+def test_a_flapping_link_is_down_and_up_for_as_long_as_was_said(tmp_path):
+    async def body(scene):
+        [spec] = scene.driver.listeners(LINK)
+        listener = scene.transport.network.listener(spec.via)
+        await scene.agent.preflight(planned("network.flapping", 9))
+        await scene.agent.prepare(planned("network.flapping", 9))
+        await scene.agent.inject("one")
+        states = []
+        for _ in range(100):  # 5 s, 12.5 cycles of 400 ms, 200 ms of each down
+            await asyncio.sleep(0.025)
+            states.append(listener.enabled)
+            await asyncio.sleep(0.025)
+        return states
+
+    _, states, _ = play("virtual", tmp_path, body, target=target(), links=frozenset({LINK}))
+    assert states == [cycle % 8 >= 4 for cycle in range(100)]
+
+
 # ------------------------------------------------------------------------- slow looks
 
 SLOW = {
