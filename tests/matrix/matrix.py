@@ -75,7 +75,7 @@ def main() -> int:
     with ExitStack() as stack:
         if any(issubclass(stage_of(kind), Containers) for kind, _ in cells):
             stack.enter_context(dockertools.daemon())
-        pool = stack.enter_context(ProcessPoolExecutor(options.jobs, max_tasks_per_child=50))
+        pool = stack.enter_context(ProcessPoolExecutor(options.jobs))
         for done in as_completed([pool.submit(one, *cell) for cell in cells]):
             line = done.result()
             lines.append(line)
