@@ -476,10 +476,11 @@ class Report:
                 yield Text(f"  {'-' if index == 0 else ' '} {piece}")
         if len(rest) > _REASONS:
             yield Text(f"  - and {len(rest) - _REASONS} more in verdict.json")
-        for left in fields_of(self.record, "run_ended").get("unproven_heals") or ():
-            by_hand = left.get("by_hand") if isinstance(left, dict) else None
-            if by_hand:  # never wrapped: it is to be copied
-                yield Text.assemble("    by hand: ", (self.glyphs.clean(str(by_hand)), "bold"))
+        unproven = fields_of(self.record, "run_ended").get("unproven_heals") or ()
+        hands = [left.get("by_hand") for left in unproven if isinstance(left, dict)]
+        for by_hand in dict.fromkeys(str(line) for line in hands if line):
+            # Never wrapped: it is to be copied.
+            yield Text.assemble("    by hand: ", (self.glyphs.clean(by_hand), "bold"))
 
     def _sentence(self) -> Iterator[Text]:
         word = self.verdict.verdict

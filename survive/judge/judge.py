@@ -511,7 +511,7 @@ def _shown(cell: Cell, value: Number) -> str:
     if value is None:
         return "nothing measured"
     if isinstance(value, str):
-        return value
+        return "never" if cell.unit == "s" else value
     return f"{value * 100:.4g} %" if cell.unit == "share" else f"{value:.4g} {cell.unit}".rstrip()
 
 

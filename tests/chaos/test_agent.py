@@ -8,11 +8,12 @@ import os
 import pytest
 from chaostools import Events, FakeCatalog, FakeDriver, FakeFault, World, failing, held, one_shot
 
+from survive.chaos import processes
 from survive.chaos.agent import Agent
 from survive.chaos.executor import InLoopExecutor
 from survive.chaos.ledger import Ledger, LedgerError
 from survive.clock import LoopClock
-from survive.contracts import Active, Observation
+from survive.contracts import Active, HandleSpec, Observation
 from survive.errors import RefusedError
 from survive.host.loop import virtual_run
 from survive.units import SECOND
@@ -26,7 +27,7 @@ class Scene:
         self.fault = fault or FakeFault()
         self.clock = LoopClock(asyncio.get_running_loop().time())
         self.ledger = Ledger.create("run-1", "fake")
-        driver = FakeDriver(self.world)
+        driver = self.driver = FakeDriver(self.world)
         catalog = FakeCatalog(self.fault)
         executor = InLoopExecutor(catalog, driver, self.clock, None)
         self.agent = Agent(
@@ -157,6 +158,30 @@ def test_a_heal_that_only_reports_success_is_seen_through():
     assert [(e["fault"], e["injection"], e["by_hand"]) for e in left] == [("one", "one#1", "")]
     assert "'disable'" in left[0]["why"]
     assert s.world.hurt == set()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_what_went_with_our_own_proxy_needs_no_hand(gone):
+    """It was a process of the run: there is nothing left to call `/reset` on."""
+
+    async def stays(injection, handle, before):
+        on = bool(handle.world.hurt) or handle.world.log.count("heal one#1") > 0
+        return Observation(Active.YES if on else Active.NO, "seen")
+
+    async def scene():
+        s = Scene(variant(observe=stays))
+        proxied = [HandleSpec("process", "web", 0, "web:0", link="a -> web", proxy="127.0.0.1:9")]
+        s.driver.replicas = lambda service: proxied
+        me = (os.getpid(), processes.start_time(os.getpid()))
+        s.ledger.process("fault proxy", *((me[0], me[1] + 1) if gone else me))
+        await s.on(held("fake.hurt"))
+        await s.agent.heal("one")
+        return s, await s.agent.stop()
+
+    s, [left] = play(scene)
+    assert left["why"].startswith("still there")
+    assert bool(left["by_hand"]) is not gone and s.story().ended is gone
+    assert left["why"].endswith("went with the target") is gone
 
 
 @pytest.mark.parametrize("heal", [hang, failing("no route")])

@@ -115,6 +115,37 @@ def test_a_probe_that_stopped_is_the_harnesss_failing_and_takes_a_red_away(tmp_p
         assert why in verdict.reasons[0]
 
 
+def test_one_probing_may_be_missing_and_no_more(tmp_path):
+    base = with_probes(STRANGER, objectives=(DENIED,))
+    for made, code in ((99, 0), (98, 3)):
+        verdict, _ = judged(base, [*stranger()][:made], tmp_path / str(made))
+        assert verdict.exit_code == code
+
+
+def test_a_finding_that_was_told_of_and_is_not_on_record_is_missed(tmp_path):
+    """The probes say how many lines they wrote; a record that lost one is not whole."""
+    base = with_probes(STRANGER, objectives=(DENIED,))
+    story = Story(base, probed=tuple(stranger()))
+    events = story._events
+    lost = iter([True])
+    story._events = lambda plan: [
+        e for e in events(plan)
+        if not (e[1] == "probe_seen" and e[2].get("start_us", 0) > 20 * S and next(lost, False))
+    ]  # fmt: skip
+    verdict = judge(story.record(tmp_path / "run"), base)
+    assert verdict.exit_code == 3
+    assert verdict.reasons[0] == "the probes told of 100 findings, and 99 are on record"
+
+
+def test_a_fifth_of_the_scrapes_may_be_missing_and_no_more(tmp_path):
+    base = with_probes(objectives=(QUEUE,))
+    every = [*scrapes("inference", 50, lambda s: {"queue": 1})]
+    for read, guilty in ((40, False), (39, True)):
+        twice = [*every[:read], *every[: 50 - read]]  # a second look into a second is no second
+        verdict, _ = judged(base, twice, tmp_path / str(read))
+        assert any("were read in" in reason for reason in verdict.reasons) is guilty
+
+
 def test_a_probe_that_no_objective_needs_owes_nothing(tmp_path):
     base = with_probes(STRANGER, objectives=())
     assert judged(base, [*stranger()][:3], tmp_path, probes_done=False)[0].exit_code == 0

@@ -772,6 +772,45 @@ def test_a_harness_that_never_kept_up_says_so(tmp_path):
     assert "it kept up in no second" in verdict_of(story, tmp_path).reasons[0]
 
 
+@pytest.mark.parametrize(("every", "code"), [(90, 3), (110, 0)])
+def test_one_in_a_hundred_sent_late_is_the_line(tmp_path, every, code):
+    count = iter(range(10**6))
+    story = Story(scenario(), lambda t, k: Fate(lag=50 if next(count) % every else 15 * MS))
+    assert verdict_of(story, tmp_path).exit_code == code
+
+
+@pytest.mark.parametrize(("late", "code"), [(4, 0), (5, 3)])
+def test_in_a_short_phase_five_late_requests_are_many(tmp_path, late, code):
+    base = scenario((phase("main", 0, 40, 60), phase("short", 40, 45, 60)), faults=(), end_s=45,
+                    objectives=(ANSWERS,))  # fmt: skip
+    left = iter(range(late))
+    story = Story(
+        base, lambda t, k: Fate(lag=15 * MS if t > 41 * S and next(left, None) is not None else 50)
+    )
+    assert verdict_of(story, tmp_path).exit_code == code
+
+
+def test_what_was_sent_must_come_to_an_end(tmp_path):
+    story = Story(scenario(), down(10, 10.5, Outcome.TIMED_OUT))
+    sets = story.sets
+    story.sets = lambda plan: [s for s in sets(plan) if s[1].outcome != "timed_out"]
+    verdict = verdict_of(story, tmp_path)
+    assert verdict.exit_code == 3
+    assert re.search(r"\d+ sent, yet \d+ came to an end", verdict.reasons[0])
+
+
+def test_one_late_gap_in_many_is_one_bad_stream(tmp_path):
+    """A share of a stream is rounded up: what is bad is never nothing."""
+    objective = Objective("i", Metric.ITL, 50 * MS, 0.9, ("chat",), "run")
+    base = scenario(faults=(), objectives=(objective,))
+    one = iter([True])
+    slow, quick = (200 * MS, *(5 * MS,) * 9), (5 * MS,) * 10
+    story = Story(
+        base, lambda t, k: Fate(gaps=slow if k == "chat" and t > 9 * S and next(one, 0) else quick)
+    )
+    assert cell(verdict_of(story, tmp_path), "i", "chat").bad == 1
+
+
 def test_one_hiccup_is_no_bottleneck(tmp_path):
     story = Story(scenario(), lambda t, k: Fate(lag=50 * MS if 10 * S < t < 10.3 * S else 50))
     assert verdict_of(story, tmp_path).exit_code == 0
