@@ -72,4 +72,4 @@ bench-freeze: $(VENV)/.installed
 
 # Memory of a load worker at full rate (ten minutes).
 bench-memory: $(VENV)/.installed
-	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/memory.py -o benchmarks/results-memory.md
