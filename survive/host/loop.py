@@ -21,7 +21,8 @@ from survive.clock import LoopClock
 T = TypeVar("T")
 
 LIMIT_S = 25 * 3600.0  # a run is at most 24 h; the rest is for its drain
-MAX_IDLE_TURNS = 1_000_000  # loop turns without time passing: somebody spins
+MAX_IDLE_TURNS = 1_000_000  # loop turns in which hardly any time passes: somebody spins
+_HARDLY_NS = 1_000
 _POLL_EVERY = 256  # turns between looks at real file descriptors (signals wake by one)
 _MAX_NAMED = 20  # pending tasks that an error names
 # As asyncio has them: the heap is cleared of cancelled timers once there are many.
@@ -246,7 +247,7 @@ class _Jumper(selectors.DefaultSelector):
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()
         self._loop = loop
-        self._idle_turns = 0
+        self._turns, self._since_ns = 0, 0
         self._until_poll = _POLL_EVERY
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
@@ -254,20 +255,25 @@ class _Jumper(selectors.DefaultSelector):
         if timeout is None:
             return self._only_real()
         if timeout > 0:
-            self._idle_turns = 0
             self._loop.jump(timeout)
-        else:
-            self._idle_turns += 1
-            if self._idle_turns > MAX_IDLE_TURNS:
-                raise RunawayError(
-                    f"{MAX_IDLE_TURNS} turns at {self._loop.time():.6f} s without time passing; "
-                    f"pending: {pending(self._loop)}"
-                )
+        self._turns += 1
+        if self._turns > MAX_IDLE_TURNS:
+            self._check_time_passes()
         self._until_poll -= 1
         if self._until_poll > 0:
             return []
         self._until_poll = _POLL_EVERY
         return super().select(0)
+
+    def _check_time_passes(self) -> None:
+        """Also of who waits again and again for next to nothing."""
+        now_ns = round(self._loop.now_s * 1e9)
+        if now_ns - self._since_ns < _HARDLY_NS:
+            raise RunawayError(
+                f"{MAX_IDLE_TURNS} turns at {self._loop.time():.6f} s without time passing; "
+                f"pending: {pending(self._loop)}"
+            )
+        self._turns, self._since_ns = 0, now_ns
 
     def _only_real(self) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)

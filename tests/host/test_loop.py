@@ -108,12 +108,17 @@ def test_time_without_end_is_an_error() -> None:
         virtual_run(main(), limit_s=3600)
 
 
-def test_turns_without_time_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module, "MAX_IDLE_TURNS", 1000)
+@pytest.mark.parametrize("next_to_nothing_s", [0, 1e-15, 4e-10])
+def test_turns_without_time_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, next_to_nothing_s: float
+) -> None:
+    """Be it that somebody spins, or waits again and again for less than a clock can tell."""
+    monkeypatch.setattr(loop_module, "MAX_IDLE_TURNS", 900)
 
     async def main() -> None:
+        await asyncio.sleep(5)
         while True:  # noqa: ASYNC110 - it must never end
-            await asyncio.sleep(0)
+            await asyncio.sleep(next_to_nothing_s)
 
     with pytest.raises(RunawayError, match="without time passing"):
         virtual_run(main())
