@@ -122,6 +122,13 @@ def test_one_probing_may_be_missing_and_no_more(tmp_path):
         assert verdict.exit_code == code
 
 
+def test_one_probing_told_twice_stands_for_no_other(tmp_path):
+    base = with_probes(STRANGER, objectives=(DENIED,))
+    half = [*stranger()][:50]
+    verdict, _ = judged(base, [*half, *half], tmp_path)
+    assert verdict.exit_code == 3 and "made 50 of 100 times" in verdict.reasons[0]
+
+
 def test_a_finding_that_was_told_of_and_is_not_on_record_is_missed(tmp_path):
     """The probes say how many lines they wrote; a record that lost one is not whole."""
     base = with_probes(STRANGER, objectives=(DENIED,))
