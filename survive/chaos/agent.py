@@ -622,7 +622,8 @@ def _rolls(fault: Fault) -> bool:
 
 def _follows(fault: Fault) -> bool:
     """It sits in the very process that it hit, and ends with it."""
-    return fault.held and not fault.keeps_down and fault.needs in {Needs.REPLICA, Needs.GPU}
+    inside = {Needs.REPLICA, Needs.GPU, Needs.STAND_IN}
+    return fault.held and not fault.keeps_down and fault.needs in inside
 
 
 def _remembered(fault: Fault, settings: object, victim: HandleSpec) -> dict[str, Json]:

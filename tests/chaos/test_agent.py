@@ -380,6 +380,22 @@ def test_victims_are_drawn_by_the_seed():
     assert len(set(drawn)) > 1
 
 
+def test_spares_that_sleep_are_drawn_last():
+    async def scene():
+        s = Scene()
+        s.agent._standby = {"web": 1}
+        for number in range(8):
+            await s.on(held("fake.hurt", name=f"two-{number}", count=2), 0.1)
+            await s.agent.heal(f"two-{number}")
+        awake = {fields["target"] for fields in s.events.named("fault_injected")}
+        await s.on(held("fake.hurt", name="all", count=3), 0.1)
+        everybody = {fields["target"] for fields in s.events.named("fault_injected", fault="all")}
+        await s.agent.stop()
+        return awake, everybody
+
+    assert play(scene) == ({"web-0", "web-1"}, {"web-0", "web-1", "web-2"})
+
+
 def test_each_repeat_draws_victims_of_its_own():
     async def scene():
         s = Scene()

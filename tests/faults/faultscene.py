@@ -12,6 +12,7 @@ from survive.chaos.agent import Agent
 from survive.chaos.executor import InLoopExecutor
 from survive.chaos.ledger import Ledger
 from survive.clock import LoopClock
+from survive.contracts import Needs
 from survive.host.driver import DriverContext
 from survive.host.loop import virtual_run
 from survive.host.memory import MemoryNetwork, MemoryTransport
@@ -77,6 +78,27 @@ def said(scene, fault: str = "one") -> dict[str, set[str]]:
         }
         for stage, active in wanted.items()
     }
+
+
+async def life_with_a_death(scene, plan, service="inference") -> None:
+    """A life of 3.5 s in which somebody else kills every replica of the service."""
+
+    async def kill() -> None:
+        await asyncio.sleep(1.0)
+        for victim in scene.driver.replicas(service):
+            await scene.driver.open(victim, Needs.REPLICA).kill()
+
+    killer = asyncio.create_task(kill())
+    await scene.life(plan, for_s=3.5)
+    await killer
+
+
+def assert_followed(scene, left) -> None:
+    """Hit again once it was back, told once, seen to bite before and after, and healed."""
+    looks = scene.looks("during")
+    assert [e["count"] for e in scene.named("fault_reinjected", error=None)] == [1]
+    assert "no" not in looks and looks[0] == looks[-1] == "yes" and "unknown" in looks, looks
+    assert scene.named("heal_proven")[0]["by_own_heal"] is True and left == []
 
 
 def twins(folder: Path, body, check, **more) -> None:

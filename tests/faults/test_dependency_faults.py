@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
-from faultscene import ROOT, play, twins
+from faultscene import ROOT, assert_followed, life_with_a_death, play, twins
 
 from survive.catalog import Catalog
 from survive.contracts import Active, Grade, HandleSpec, Injection, Needs
@@ -85,6 +86,20 @@ def test_it_bites_is_healed_and_both_hosts_prove_it_alike(kind, settings, tmp_pa
 
     twins(tmp_path, lambda s: s.life(plan(kind, settings), for_s=2), check, target=target(),
           links=frozenset({LINK}))  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "settings"), SWITCHES)
+def test_a_switch_follows_its_victim_through_a_restart(kind, settings, tmp_path):
+    held = plan(kind, settings, 3)
+    back = {
+        name: replace(service, restart_after_us=300_000)
+        for name, service in target().services.items()
+    }
+    seen, _, left = scene(
+        "virtual", tmp_path, lambda s: life_with_a_death(s, held, held.service),
+        target=replace(target(), services=back),
+    )  # fmt: skip
+    assert_followed(seen, left)
 
 
 @pytest.mark.parametrize(("kind", "settings"), ALL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from faultscene import ROOT, plan, play, spec, twins
+from faultscene import ROOT, assert_followed, life_with_a_death, plan, play, spec, twins
 
 from survive.catalog import Catalog, load_module
 from survive.contracts import Active, Grade, Injection, Needs
@@ -39,6 +39,13 @@ def test_it_bites_is_healed_and_both_hosts_prove_it_alike(kind, settings, tmp_pa
         assert "simulated GPU" in evidence
 
     twins(tmp_path, lambda s: s.life(plan(kind, **settings)), check)
+
+
+@pytest.mark.parametrize(("kind", "settings"), [LOST, SLOW, HANG])
+def test_it_follows_its_victim_through_a_restart(kind, settings, tmp_path):
+    held = plan(kind, 3, **settings)
+    scene, _, left = play("virtual", tmp_path, lambda s: life_with_a_death(s, held))
+    assert_followed(scene, left)
 
 
 @pytest.mark.parametrize(("kind", "settings"), ALL)
