@@ -10,6 +10,8 @@ from rich.table import Table
 from survive.judge.repeated import CellOfAll, cells_of_all
 from survive.judge.verdict import Number, Verdict
 
+from . import words
+
 _COLOURS = {"survived": "green", "failed": "red", "inconclusive": "yellow"}
 
 Told = tuple[int, str, int, Verdict | None]  # seed, folder, exit code, verdict
@@ -26,6 +28,8 @@ def print_episodes(console: Console, episodes: Sequence[Told]) -> None:
         runs.add_row(str(seed), str(code), coloured, folder)
     console.print(runs)
     verdicts = [verdict for *_, verdict in episodes if verdict is not None]
+    if any(verdict.load.model == "closed" for verdict in verdicts):
+        console.print(words.CLOSED)
     if verdicts:
         console.print(_cells(verdicts))
 

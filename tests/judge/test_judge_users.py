@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+from rich.console import Console
 from synthetic import MS, S, Story, scenario
 
+from reporters import words
+from reporters.episodes import print_episodes
 from reporters.terminal import TerminalReporter
 from survive.judge.judge import judge
 from survive.judge.verdict import People, Verdict, Word
@@ -72,6 +76,10 @@ def test_sent_is_settled_and_nothing_else_was_planned(tmp_path: Path) -> None:
     assert "SURVIVED synthetic (closed loop)" in text
     assert "10 at most, there for 100 % of their time" in text
     assert "offered" not in text and "planned" not in text
+    page = io.StringIO()
+    console = Console(file=page, width=120)
+    print_episodes(console, [(1, "a", 0, verdict)])
+    assert words.CLOSED in page.getvalue()
 
 
 def test_failures_break_it(tmp_path: Path) -> None:
