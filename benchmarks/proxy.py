@@ -11,7 +11,8 @@ of the straight round of the same cycle; the median over cycles is what counts. 
 
 A round in which this program or the relay had to wait for its core, because other work ran there,
 for more than 0.5 % of the time is not used: less cannot move a 99th percentile by itself. What the
-relay does itself, its pauses included, is running, not waiting, and always counts.
+relay does itself, its pauses included, is running, not waiting, and always counts. The CPU column
+is of all rounds.
 
 Throughput: one connection of bulk bytes, in turn, every round. Two numbers, because client and
 server on the other core may be what limits: MB/s, and MB per second of the relay's CPU.
@@ -308,7 +309,7 @@ def ping_table(relays: list[Relay], pings: float) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for relay in relays:
         used = [one for one in relay.rounds if one.usable]
-        cpu = middle([one.cpu_s / pings * 1e6 for one in used], 1) if relay.pid else ""
+        cpu = middle([one.cpu_s / pings * 1e6 for one in relay.rounds], 1) if relay.pid else ""
         added = middle(added_ms(relay, relays[0]), 3) if relay.pid else ""
         yield (
             f"| {relay.name} | {middle([one.p50 for one in used], 3)}"
