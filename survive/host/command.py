@@ -403,6 +403,14 @@ def _point_latest(folder: Path) -> None:
     fresh.replace(link)
 
 
+def _lanes(plan: Plan) -> str:
+    """What serves the requests: compiled, python, or locust."""
+    if plan.locustfile:
+        return "locust"
+    compiled = find_spec("survive.load._fastlanes") is not None and not plan.closed
+    return "compiled" if compiled else "python"
+
+
 def _write_manifest(context: RunContext, virtual: bool) -> None:
     """Everything about a run that is not the same for the same seed."""
     _write_json(
@@ -416,7 +424,7 @@ def _write_manifest(context: RunContext, virtual: bool) -> None:
             "argv": list(sys.argv[1:]),
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-            "lanes": "compiled" if find_spec("survive.load._fastlanes") else "python",
+            "lanes": _lanes(context.plan),
         },
     )
 
