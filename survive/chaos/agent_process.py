@@ -104,6 +104,7 @@ class AgentServer:
         for number in (signal.SIGINT, signal.SIGHUP):
             # A handler, not SIG_IGN: that would be inherited by all that we start.
             loop.add_signal_handler(number, _not_for_us)
+        processes.outlive_parent()  # from here on an end of survive is heard of, and healed
         hearing = asyncio.create_task(self._hear())
         ends = [
             hearing,

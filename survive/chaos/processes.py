@@ -25,6 +25,11 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def outlive_parent() -> None:
+    """Take back die_with_parent, of this very process."""
+    _libc.prctl(_PR_SET_PDEATHSIG, 0)
+
+
 def spawn(
     argv: Sequence[str],
     *,

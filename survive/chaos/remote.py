@@ -261,6 +261,8 @@ def _start_process(
                 stderr=log,
                 pass_fds=(fd, *pass_fds),
                 start_new_session=True,
+                # Until it hears us: while it starts there is nothing that it would have to heal.
+                preexec_fn=processes.die_with_parent,  # noqa: PLW1509 - one call of the kernel
             )
     except OSError as error:
         ours.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,8 @@ from survive.chaos.ledger import LEDGER, Ledger, state_dir
 from survive.chaos.remote import AgentDiedError, RemoteAgent
 from survive.errors import RefusedError
 from survive.host.driver import TargetUnhealthyError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def story_of(run_id):
@@ -297,3 +300,35 @@ def test_a_callback_that_fails_is_raised_and_the_agent_heals(tmp_path):
             await agent.stop()
 
     asyncio.run(run())
+
+
+SLOW_START = """
+import sys, time
+if "survive.chaos.agent_process" in sys.orig_argv:
+    time.sleep(60)
+"""
+STARTS = """
+import sys, time
+from pathlib import Path
+from survive.chaos.remote import _start_process
+process, ours = _start_process(Path(sys.argv[1]), ())
+print(process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_agent_that_still_starts_dies_with_survive(tmp_path):
+    """It has nothing to heal yet, and on a loaded host it would not hear of it for seconds."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_START)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    argv = [sys.executable, "-c", STARTS, str(tmp_path / "logs")]
+    env = {**os.environ, "PYTHONPATH": path}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=env, cwd=ROOT) as parent:
+        agent = int(parent.stdout.readline())
+        began = processes.start_time(agent)
+        assert processes.exists(agent, began)
+        parent.kill()
+    deadline = time.monotonic() + 1
+    while processes.exists(agent, began) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not processes.exists(agent, began)
