@@ -51,7 +51,9 @@ def loop_of(objective: Objective, steady: Sequence[Steady], windows: Windows) ->
         relief=states[1],
         again=states[2],
         hysteresis=first == WELL and states == [BROKEN, WELL, WELL],
-        told=_told(states, show_rps(float(before.start_rps)), show_rps(float(relief.start_rps))),
+        told=_told(
+            first, states, show_rps(float(before.start_rps)), show_rps(float(relief.start_rps))
+        ),
     )
 
 
@@ -75,7 +77,7 @@ def _state(
     return found
 
 
-def _told(states: Sequence[str], rate: str, low: str) -> str:
+def _told(first: str, states: Sequence[str], rate: str, low: str) -> str:
     before, relief, again = states
     path = f"{before} at {rate}, {relief} at {low}, {again} at {rate} again"
     if before == WELL:
@@ -86,4 +88,6 @@ def _told(states: Sequence[str], rate: str, low: str) -> str:
         return f"{path}: less load does not heal it"
     if again == BROKEN:
         return f"{path}: what it carried before it carries no more"
+    if first != WELL:
+        return f"{path}: before the fault it was {first}, too"
     return f"{path}: a loop, it is the load that holds it down"

@@ -41,3 +41,10 @@ def test_one_outage_is_one_event():
     assert n.sum() / design_effect(n, bad) < 180  # so that 0.6 % seen do not prove 99 %
     assert design_effect(n, np.zeros(120, dtype=np.int64)) == 1.0
     assert RPS > 0 and SHARE > 0
+
+
+def test_the_largest_effect_of_any_width_counts():
+    """Every other block is half bad: pairs of them are all alike, and tell of no cluster."""
+    n, bad = np.full(64, 100), np.tile([50, 0], 32)
+    assert design_effect(n, bad) > 10
+    assert design_effect(n[:32] * 2, bad.reshape(-1, 2).sum(axis=1)) == 1

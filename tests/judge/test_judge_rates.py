@@ -22,6 +22,7 @@ from synthetic import (
 
 from survive.judge.episodes import episodes
 from survive.judge.judge import judge
+from survive.judge.rates import Bill, cost
 from survive.judge.verdict import Word
 from survive.record.hdr import fold
 from survive.record.samples import Counts, Key, Outcome, Series
@@ -180,6 +181,19 @@ def test_what_the_next_fault_breaks_in_flight_is_no_failure_to_scale(tmp_path):
     assert (cell.verdict, cell.bad) == (Word.SURVIVED, 0)
 
 
+def test_what_a_later_fault_breaks_is_no_failure_to_scale(tmp_path):
+    phases = (phase("low", 0, 10, 40), phase("peak", 10, 60, 80))
+    up = Objective("up", Metric.SCALE_UP, 5 * S, during="phase:peak", stable_for_us=4 * S)
+    base = scenario(phases=phases, objectives=(ANSWERS, up, BACK))
+    cell = judged(base, tmp_path, down(20, 28))[1]["up", "phase:peak"]
+    assert (cell.verdict, cell.observed) == (Word.SURVIVED, 0)
+
+
+@pytest.mark.parametrize(("answers", "word"), [(29, Word.INCONCLUSIVE), (30, Word.SURVIVED)])
+def test_a_price_needs_thirty_answers(answers, word):
+    assert cost(Bill(1.0, float(answers), answers, ()), limit=1.0, count=1).decision.word is word
+
+
 # ------------------------------------------------------------------- clusters (law 6)
 
 
@@ -226,6 +240,12 @@ def test_a_long_enough_outage_pages(tmp_path):
     assert budget.pages and budget.burn_1h > 14.4 and budget.burn_5m > budget.burn_1h
 
 
+def test_a_short_outage_pages_nobody_though_its_five_minutes_burn(tmp_path):
+    base = scenario(objectives=(replace(ANSWERS, limit=0.9985), BACK))
+    budget = judged(base, tmp_path, down(20, 28))[0].faults[0].budget
+    assert budget.burn_5m > 14.4 > budget.burn_1h and not budget.pages
+
+
 def test_episodes_are_told_from_three_up():
     assert episodes("x", "m", [1.0, 2.0], more_is_better=False) is None
     three = episodes("x", "m", [3.0, 1.0, "inf"], more_is_better=False)
@@ -250,16 +270,17 @@ def test_repeats_are_summed_up(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("until_s", "again_s", "hysteresis", "said"),
+    ("from_s", "until_s", "again_s", "hysteresis", "said"),
     [
-        (70, None, True, "the load that holds it down"),
-        (70, 90, False, "carries no more"),
-        (90, None, False, "less load does not heal it"),
-        (28, None, False, "came back by itself"),
+        (20, 70, None, True, "the load that holds it down"),
+        (0, 70, None, False, "before the fault it was broken, too"),
+        (20, 70, 90, False, "carries no more"),
+        (20, 90, None, False, "less load does not heal it"),
+        (20, 28, None, False, "came back by itself"),
     ],
 )
 def test_lowering_the_load_tells_a_loop_from_lost_capacity(
-    tmp_path, until_s, again_s, hysteresis, said
+    tmp_path, from_s, until_s, again_s, hysteresis, said
 ):
     phases = (
         phase("production", 0, 70, 50),
@@ -272,7 +293,7 @@ def test_lowering_the_load_tells_a_loop_from_lost_capacity(
     )
 
     def fate(t_us, kind):
-        broken = 20 * S <= t_us < until_s * S or (again_s and t_us >= again_s * S)
+        broken = from_s * S <= t_us < until_s * S or (again_s and t_us >= again_s * S)
         return Fate(Outcome.FAILED, why="reset") if broken else Fate()
 
     base = replace(base, requests=base.requests, objectives={**base.objectives, "back": back})
