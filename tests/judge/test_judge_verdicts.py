@@ -289,6 +289,14 @@ def test_a_hundred_streams_are_no_evidence_of_gaps_that_few_of_them_had(tmp_path
     assert found.verdict is Word.INCONCLUSIVE
 
 
+def test_a_virtual_run_is_simulated_though_nothing_was_broken_in_it(tmp_path):
+    calm = scenario(faults=(), objectives=(ANSWERS,))
+    for host, grade in (("virtual", "simulated"), ("real", "real")):
+        assert verdict_of(Story(calm, host=host), tmp_path / host).grade == grade
+    asked = Story(calm, host="virtual", asked={"require_grade": "no such grade"})
+    assert verdict_of(asked, tmp_path / "asked").exit_code == 3
+
+
 # ------------------------------------------------------------------------- proofs
 
 
