@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import ipaddress
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from survive.scenario.model import Service
 from . import wiring
 from .composefile import ComposeService, read_compose
 from .process import free_ports
+from .roster import Replica, Roster, healthy_or_gone
 
 _NAME = "compose"
 _HOST = "127.0.0.1"
@@ -44,23 +45,15 @@ _EXIT_SEEN_S = 5.0  # from the end of its process to docker's knowing it
 
 
 @dataclass(slots=True)
-class _Replica:
-    service: Service
+class _Replica(Replica):
     made: ComposeService
-    number: int
     port: int
     ip: str
     container: str
-    env: dict[str, str] = field(default_factory=dict)
     pid: int = 0
     start_time: int = 0
     cpu_s: float = 0.0  # of this boot, when last looked at
     past_cpu_s: float = 0.0
-    watch: wiring.Watch = field(default_factory=wiring.Watch)
-
-    @property
-    def name(self) -> str:
-        return f"{self.service.name}-{self.number}"
 
     @property
     def address(self) -> str:
@@ -75,17 +68,14 @@ class _Replica:
         return processes.exists(self.pid, self.start_time)
 
 
-class Driver:
+class Driver(Roster[_Replica]):
     """See survive.host.driver.Driver."""
 
     def __init__(self, context: DriverContext) -> None:
-        self._context = context
+        super().__init__(context)
         self._engine = Engine(containers.engine_url(context.env))
         # A run's id begins with its time: runs of one day would share its first letters.
         self._mark = f"sv-{hashlib.sha256(context.run_id.encode()).hexdigest()[:8]}"
-        self._replicas: dict[str, list[_Replica]] = {}
-        self._listeners: dict[str, list[HandleSpec]] = {}
-        self._supervisors: list[asyncio.Task[None]] = []
         self._proxy: wiring.FaultProxy | None = None
         self._gateway = ""
         self._made = False
@@ -94,21 +84,14 @@ class Driver:
     async def start(self) -> None:
         """All services up and healthy. Raises TargetUnhealthyError, RefusedError."""
         try:
-            await self._start()
+            await super().start()
         except FaultFailedError as error:
-            await self.stop()
             raise HarnessError(f"docker: {error}") from error
-        except BaseException:
-            await self.stop()
-            raise
 
     async def stop(self) -> None:
         """Containers, network and proxy are gone. Idempotent. Raises HarnessError if not."""
         async with self._stop_lock:
-            supervisors, self._supervisors = self._supervisors, []
-            for task in supervisors:
-                task.cancel()
-            await asyncio.gather(*supervisors, return_exceptions=True)
+            await self._end_supervisors()
             self.cpu_s()
             proxy, self._proxy = self._proxy, None
             left = (await asyncio.gather(self._remove(), *([proxy.stop()] if proxy else [])))[0]
@@ -125,25 +108,13 @@ class Driver:
             return self._listeners[spec.entry_link][0].via
         return self._replicas[spec.entry][0].address
 
-    def replicas(self, service: str) -> list[HandleSpec]:
-        """The replicas as they are now; of one that is down, its last process."""
-        return [self._spec(replica) for replica in self._replicas.get(service, [])]
-
-    def listeners(self, link: str) -> list[HandleSpec]:
-        """The listeners of a proxied link."""
-        return list(self._listeners.get(link, []))
-
     def open(self, spec: HandleSpec, needs: Needs) -> Handle:
         """The handle for a spec."""
         return open_handle(spec, needs, self._context.clock, self._context.transport)
 
-    def hold(self, spec: HandleSpec) -> None:
-        """Do not restart this replica until released."""
-        self._replicas[spec.service][spec.replica].watch.hold()
-
     def release(self, spec: HandleSpec) -> None:
         """Restart it now if it is down. Idempotent."""
-        replica = self._replicas[spec.service][spec.replica]
+        replica = self._replica(spec)
         replica.watch.release(down=not replica.alive())
 
     def cpu_s(self) -> float:
@@ -171,8 +142,8 @@ class Driver:
             self._replicas[service.name] = [
                 _Replica(
                     service,
-                    made[service.name],
                     number,
+                    made[service.name],
                     ports[number],
                     next(hosts),
                     f"{self._mark}-{service.name}-{number}",
@@ -181,11 +152,7 @@ class Driver:
             ]
         if context.links:
             self._proxy = await wiring.start_proxy(context, logs / "fault-proxy.log")
-        for group in wiring.start_order(spec):
-            for service in group:
-                await self._wire(service)
-            replicas = [r for service in group for r in self._replicas[service.name]]
-            await wiring.all_of([self._bring_up(replica) for replica in replicas])
+        await self._start_in_order()
         if spec.entry_link in context.links:
             await self._put_proxy(spec.entry_link, spec.entry, _HOST)
 
@@ -242,51 +209,30 @@ class Driver:
 
     async def _put_proxy(self, link: str, dest: str, host: str) -> None:
         assert self._proxy is not None
-        for replica in self._replicas[dest]:
-            name = wiring.proxy_name(self._context.run_id, link, replica.number)
-            via = await self._proxy.create(name, replica.address, host=host)
-            self._listeners.setdefault(link, []).append(
-                wiring.link_spec(
-                    _NAME,
-                    replica.service,
-                    replica.number,
-                    link=link,
-                    address=replica.address,
-                    via=via,
-                    proxy=self._proxy.api,
-                    name=name,
-                    lent=bool(self._context.spec.toxiproxy),
-                )
-            )
+        behind = [(r.service, r.number, r.address, "") for r in self._replicas[dest]]
+        self._listeners[link] = await wiring.put_proxies(
+            _NAME, self._context, self._proxy, link, behind, host=host
+        )
 
     async def _bring_up(self, replica: _Replica) -> None:
         await self._engine.ask(f"create {replica.container}", self._creation(replica), _CREATE_S)
         await self._boot(replica)
         lines: list[str] = []
-        health = asyncio.ensure_future(
-            wiring.await_health(
-                self._context.transport,
-                replica.service,
-                replica.address,
-                last_lines=lambda: lines,
-                name=replica.name,
-            )
+        health = wiring.await_health(
+            self._context.transport,
+            replica.service,
+            replica.address,
+            last_lines=lambda: lines,
+            name=replica.name,
         )
-        ended = asyncio.ensure_future(replica.watch.gone.wait())
         try:
-            await asyncio.wait({ended, health}, return_when=asyncio.FIRST_COMPLETED)
-            if replica.watch.gone.is_set():
+            if not await healthy_or_gone(health, replica.watch.gone):
                 raise TargetUnhealthyError(replica.name, "it exited", lines)
-            await health
         except TargetUnhealthyError as error:
             lines += await self._last_lines(replica)
             why = error.message.partition(" never became healthy: ")[2]
             raise TargetUnhealthyError(replica.name, why, lines) from None
-        finally:
-            ended.cancel()
-            health.cancel()
-            await asyncio.gather(ended, health, return_exceptions=True)
-        self._supervisors.append(asyncio.create_task(self._supervise(replica)))
+        self._supervise(replica)
 
     def _creation(self, replica: _Replica) -> Any:
         """The call that makes its container."""
@@ -365,23 +311,20 @@ class Driver:
 
     # ------------------------------------------------------------------------------ supervise
 
-    async def _supervise(self, replica: _Replica) -> None:
-        while True:
-            await replica.watch.gone.wait()
-            await replica.watch.restart_due(replica.service.restart_after_us)
-            try:
-                await self._engine.until(
-                    replica.container,
-                    "the end of",
-                    lambda seen: not seen["State"]["Running"],
-                    _EXIT_SEEN_S,
-                )
-                await self._boot(replica)
-            except FaultFailedError as error:
-                self._note(f"{replica.name} cannot be restarted: {error}")
-                replica.watch.booted()
-                replica.watch.gone.set()
-                await asyncio.sleep(0.2)  # a daemon that is not there now may be soon
+    async def _restart(self, replica: _Replica) -> None:
+        try:
+            await self._engine.until(
+                replica.container,
+                "the end of",
+                lambda seen: not seen["State"]["Running"],
+                _EXIT_SEEN_S,
+            )
+            await self._boot(replica)
+        except FaultFailedError as error:
+            self._note(f"{replica.name} cannot be restarted: {error}")
+            replica.watch.booted()
+            replica.watch.gone.set()
+            await asyncio.sleep(0.2)  # a daemon that is not there now may be soon
 
     def _note(self, line: str) -> None:
         with (self._context.scratch / "logs" / "compose.log").open("a", encoding="utf-8") as log:
@@ -398,21 +341,17 @@ class Driver:
         except FaultFailedError as error:
             raise HarnessError(f"docker: {error}") from error
 
-    def _all(self) -> list[_Replica]:
-        return [replica for replicas in self._replicas.values() for replica in replicas]
-
     def _spec(self, replica: _Replica) -> HandleSpec:
-        return HandleSpec(
-            driver=_NAME,
-            service=replica.service.name,
-            replica=replica.number,
-            address=replica.address,
-            probe_path=replica.service.health.path,
+        return wiring.replica_spec(
+            _NAME,
+            replica.service,
+            replica.number,
+            replica.address,
+            self._context.token,
             pid=replica.pid,
             start_time=replica.start_time,
             container=replica.container,
             engine=self._engine.url,
-            **wiring.stand_in_spec(replica.service, self._context.token),
         )
 
 

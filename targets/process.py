@@ -15,8 +15,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import survive
 from survive.chaos import processes
@@ -30,6 +31,7 @@ from survive.scenario.model import Service
 from survive.tls import AUTHORITY, GOOD, SERVING, secured
 
 from . import isolation, wiring
+from .roster import Replica, Roster, healthy_or_gone
 
 _NAME = "process"
 _HOST = "127.0.0.1"
@@ -39,7 +41,6 @@ _TAIL_LINES = 20
 _TAIL_BYTES = 64 * 1024
 _LOG_LIMIT = 8 * 1024 * 1024
 _TRIM_EVERY_S = 5.0
-_MIN_RESTART_US = 50_000  # a program that exits at once is not started in a tight loop
 _PORTS = range(10_000, 32_000)
 _NOT_INHERITED = frozenset(
     {
@@ -115,56 +116,36 @@ def _signal_name(number: int) -> str:
 
 
 @dataclass(slots=True)
-class _Replica:
-    service: Service
-    number: int
+class _Replica(Replica):
     port: int
     log: Path
     host: str = _HOST
-    env: dict[str, str] = field(default_factory=dict)
     tls: str = ""  # folder of its certificate, if it speaks TLS only
     process: _Process | None = None
     past_cpu_s: float = 0.0
-    watch: wiring.Watch = field(default_factory=wiring.Watch)
-
-    @property
-    def name(self) -> str:
-        return f"{self.service.name}-{self.number}"
 
     @property
     def address(self) -> str:
         return f"{self.host}:{self.port}"
 
 
-class Driver:
+class Driver(Roster[_Replica]):
     """See survive.host.driver.Driver."""
 
+    soonest_restart_us: ClassVar[int] = 50_000
+
     def __init__(self, context: DriverContext) -> None:
-        self._context = context
-        self._replicas: dict[str, list[_Replica]] = {}
-        self._listeners: dict[str, list[HandleSpec]] = {}
-        self._supervisors: list[asyncio.Task[None]] = []
+        super().__init__(context)
         self._proxy: wiring.FaultProxy | None = None
         self._network: isolation.Network | None = None
         self._stopping = False
         self._stop_lock = asyncio.Lock()
 
-    async def start(self) -> None:
-        """All services up and healthy. Raises TargetUnhealthyError, RefusedError."""
-        try:
-            await self._start()
-        except BaseException:
-            await self.stop()
-            raise
-
     async def stop(self) -> None:
         """Everything that start made is gone, within 3 s. Idempotent."""
         self._stopping = True
         async with self._stop_lock:
-            supervisors, self._supervisors = self._supervisors, []
-            for task in supervisors:
-                task.cancel()
-            await asyncio.gather(*supervisors, return_exceptions=True)
+            await self._end_supervisors()
             proxy, self._proxy = self._proxy, None
             try:
                 await asyncio.gather(self._end_processes(), *([proxy.stop()] if proxy else []))
@@ -179,21 +160,9 @@ class Driver:
         spec = self._context.spec
         return self._addresses(spec.entry_link, spec.entry)[0]
 
-    def replicas(self, service: str) -> list[HandleSpec]:
-        """The replicas as they are now; of one that is down, its last process."""
-        return [self._spec(replica) for replica in self._replicas.get(service, [])]
-
-    def listeners(self, link: str) -> list[HandleSpec]:
-        """The listeners of a proxied link."""
-        return list(self._listeners.get(link, []))
-
     def open(self, spec: HandleSpec, needs: Needs) -> Handle:
         """The handle for a spec."""
         return open_handle(spec, needs, self._context.clock, self._context.transport)
-
-    def hold(self, spec: HandleSpec) -> None:
-        """Do not restart this replica until released."""
-        self._replica(spec).watch.hold()
 
     def release(self, spec: HandleSpec) -> None:
         """Restart it now if it is down. Idempotent."""
@@ -226,11 +195,7 @@ class Driver:
         elif context.links:
             self._proxy = await wiring.start_proxy(context, logs / "fault-proxy.log")
         self._certify()
-        for group in wiring.start_order(spec):
-            for service in group:
-                await self._wire(service)
-            replicas = [r for service in group for r in self._replicas[service.name]]
-            await wiring.all_of([self._bring_up(replica) for replica in replicas])
+        await self._start_in_order()
         if spec.entry_link in context.links and self._network is None:
             await self._put_proxy(spec.entry_link, spec.entry)
         self._supervisors.append(asyncio.create_task(self._trim_logs()))
@@ -291,23 +256,10 @@ class Driver:
 
     async def _put_proxy(self, link: str, dest: str) -> None:
         assert self._proxy is not None
-        for replica in self._replicas[dest]:
-            name = wiring.proxy_name(self._context.run_id, link, replica.number)
-            via = await self._proxy.create(name, replica.address)
-            self._listeners.setdefault(link, []).append(
-                wiring.link_spec(
-                    _NAME,
-                    replica.service,
-                    replica.number,
-                    link=link,
-                    address=replica.address,
-                    via=via,
-                    proxy=self._proxy.api,
-                    name=name,
-                    lent=bool(self._context.spec.toxiproxy),
-                    tls=replica.tls,
-                )
-            )
+        behind = [(r.service, r.number, r.address, r.tls) for r in self._replicas[dest]]
+        self._listeners[link] = await wiring.put_proxies(
+            _NAME, self._context, self._proxy, link, behind
+        )
 
     def _addresses(self, link: str, dest: str) -> list[str]:
         if self._network is not None and link != self._context.spec.entry_link:
@@ -330,29 +282,19 @@ class Driver:
             [replica.port] = free_ports(1)
             replica.log.unlink(missing_ok=True)
             await self._healthy(replica, self._boot(replica))
-        self._supervisors.append(asyncio.create_task(self._supervise(replica)))
+        self._supervise(replica)
 
     async def _healthy(self, replica: _Replica, process: _Process) -> None:
         """Return once it answers. Raises TargetUnhealthyError, at once if it exits."""
-        ended = asyncio.ensure_future(process.ended.wait())
-        health = asyncio.ensure_future(
-            wiring.await_health(
-                secured(self._context.transport, self._spec(replica)),
-                replica.service,
-                replica.address,
-                last_lines=lambda: tail(replica.log),
-                name=replica.name,
-            )
+        health = wiring.await_health(
+            secured(self._context.transport, self._spec(replica)),
+            replica.service,
+            replica.address,
+            last_lines=lambda: tail(replica.log),
+            name=replica.name,
         )
-        try:
-            await asyncio.wait({ended, health}, return_when=asyncio.FIRST_COMPLETED)
-            if process.ended.is_set():
-                raise TargetUnhealthyError(replica.name, f"it {process.how}", tail(replica.log))
-            await health
-        finally:
-            ended.cancel()
-            health.cancel()
-            await asyncio.gather(ended, health, return_exceptions=True)
+        if not await healthy_or_gone(health, process.ended):
+            raise TargetUnhealthyError(replica.name, f"it {process.how}", tail(replica.log))
 
     def _boot(self, replica: _Replica) -> _Process:
         if self._stopping:
@@ -406,22 +348,14 @@ class Driver:
 
     # ------------------------------------------------------------------------------ supervise
 
-    async def _supervise(self, replica: _Replica) -> None:
-        after_us = replica.service.restart_after_us
-        if after_us is not None:
-            after_us = max(after_us, _MIN_RESTART_US)
-        while True:
-            await replica.watch.gone.wait()
-            await replica.watch.restart_due(after_us)
-            try:
-                self._boot(replica)
-            except (
-                RefusedError
-            ) as error:  # its program went away: it stays down, and is tried again
-                with replica.log.open("a", encoding="utf-8") as log:
-                    log.write(f"survive: {error.message}\n")
-                replica.watch.booted()
-                replica.watch.gone.set()
+    async def _restart(self, replica: _Replica) -> None:
+        try:
+            self._boot(replica)
+        except RefusedError as error:  # its program went away: it stays down, and is tried again
+            with replica.log.open("a", encoding="utf-8") as log:
+                log.write(f"survive: {error.message}\n")
+            replica.watch.booted()
+            replica.watch.gone.set()
 
     async def _trim_logs(self) -> None:
         while True:
@@ -452,28 +386,21 @@ class Driver:
             if _variable(pid, "SURVIVE_REPLICA") in names:
                 processes.send(pid, began, signal.SIGKILL)
 
-    def _all(self) -> list[_Replica]:
-        return [replica for replicas in self._replicas.values() for replica in replicas]
-
-    def _replica(self, spec: HandleSpec) -> _Replica:
-        return self._replicas[spec.service][spec.replica]
-
     def _spec(self, replica: _Replica) -> HandleSpec:
         process = replica.process
         nofile, cgroup = process.before_faults() if process else (0, "")
-        spec = HandleSpec(
-            driver=_NAME,
-            service=replica.service.name,
-            replica=replica.number,
-            address=replica.address,
-            probe_path=replica.service.health.path,
+        spec = wiring.replica_spec(
+            _NAME,
+            replica.service,
+            replica.number,
+            replica.address,
+            self._context.token,
             pid=process.pid if process else 0,
             start_time=process.start_time if process else 0,
             run=self._context.run_id,
             nofile=nofile,
             cgroup=cgroup,
             tls=replica.tls,
-            **wiring.stand_in_spec(replica.service, self._context.token),
         )
         return self._network.told(spec) if self._network else spec
 

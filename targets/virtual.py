@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from survive.catalog import load_module
 from survive.chaos.handles import SimulatedGpu, StandIn
@@ -31,24 +32,16 @@ from survive.tls import secured
 from survive.transport import CallFailedError
 
 from . import wiring
+from .roster import Replica, Roster, healthy_or_gone
 
 _NAME = "virtual"
-_MIN_RESTART_US = 10_000  # an app that cannot start is not tried in a tight loop
 
 
 @dataclass(slots=True)
-class _Replica:
-    service: Service
-    number: int
+class _Replica(Replica):
     address: str
     make: MakeApp
-    env: dict[str, str] = field(default_factory=dict)
     node: Node | None = None
-    watch: wiring.Watch = field(default_factory=wiring.Watch)
-
-    @property
-    def name(self) -> str:
-        return f"{self.service.name}-{self.number}"
 
 
 class VirtualReplica:
@@ -136,37 +129,26 @@ class VirtualLink:
         return listener
 
 
-class Driver:
+class Driver(Roster[_Replica]):
     """See survive.host.driver.Driver. The context's transport must be a MemoryTransport.
 
     Boots are not reported to ``context.started``: a boot number in a ledger would read as the pid
     of a process of this host, and there is nothing to clean up after a virtual run.
+    ``replicas`` has the boot number as ``pid``, its time in µs as ``start_time``.
     """
+
+    soonest_restart_us: ClassVar[int] = 10_000
 
     def __init__(self, context: DriverContext) -> None:
         if not isinstance(context.transport, MemoryTransport):
             raise TypeError("the virtual driver needs a MemoryTransport")
-        self._context = context
+        super().__init__(context)
         self._transport: MemoryTransport = context.transport
         self._network: MemoryNetwork = context.transport.network
-        self._replicas: dict[str, list[_Replica]] = {}
-        self._listeners: dict[str, list[HandleSpec]] = {}
-        self._supervisors: list[asyncio.Task[None]] = []
-
-    async def start(self) -> None:
-        """All services up and healthy. Raises TargetUnhealthyError, RefusedError."""
-        try:
-            await self._start()
-        except BaseException:
-            await self.stop()
-            raise
 
     async def stop(self) -> None:
         """Nothing of the target runs or listens any more. Idempotent."""
-        supervisors, self._supervisors = self._supervisors, []
-        for task in supervisors:
-            task.cancel()
-        await asyncio.gather(*supervisors, return_exceptions=True)
+        await self._end_supervisors()
         for specs in self._listeners.values():
             for spec in specs:
                 self._network.unlisten(spec.via)
@@ -179,14 +161,6 @@ class Driver:
         """Where load goes to."""
         spec = self._context.spec
         return self._addresses(spec.entry_link, spec.entry)[0]
-
-    def replicas(self, service: str) -> list[HandleSpec]:
-        """The replicas as they are now: ``pid`` is the boot number, ``start_time`` its time, µs."""
-        return [self._spec(replica) for replica in self._replicas.get(service, [])]
-
-    def listeners(self, link: str) -> list[HandleSpec]:
-        """The listeners of a proxied link."""
-        return list(self._listeners.get(link, []))
 
     def open(self, spec: HandleSpec, needs: Needs) -> Handle:
         """The handle for a spec."""
@@ -203,10 +177,6 @@ class Driver:
         if needs is Needs.STAND_IN:
             return StandIn(spec, clock, secured(self._transport, spec))
         return VirtualReplica(spec, clock, self._transport)
-
-    def hold(self, spec: HandleSpec) -> None:
-        """Do not restart this replica until released."""
-        self._replica(spec).watch.hold()
 
     def release(self, spec: HandleSpec) -> None:
         """Restart it now if it is down. Idempotent."""
@@ -227,11 +197,7 @@ class Driver:
                 for replica in self._replicas[service.name]:
                     weak = "plaintext_link" in spec.weaknesses
                     self._network.secure(replica.address, also_plain=weak)
-        for group in wiring.start_order(spec):
-            for service in group:
-                self._wire(service)
-            replicas = [r for service in group for r in self._replicas[service.name]]
-            await wiring.all_of([self._bring_up(replica) for replica in replicas])
+        await self._start_in_order()
         if spec.entry_link in self._context.links:
             self._put_proxy(spec.entry_link, spec.entry)
 
@@ -242,7 +208,7 @@ class Driver:
             for number in range(service.replicas)
         ]
 
-    def _wire(self, service: Service) -> None:
+    async def _wire(self, service: Service) -> None:
         """Give a service the addresses of those that it calls."""
         addresses: dict[str, list[str]] = {}
         for link in wiring.links_from(self._context.spec, service.name):
@@ -284,26 +250,16 @@ class Driver:
 
     async def _bring_up(self, replica: _Replica) -> None:
         node = self._boot(replica)
-        gone = asyncio.ensure_future(replica.watch.gone.wait())
-        health = asyncio.ensure_future(
-            wiring.await_health(
-                secured(self._transport, self._spec(replica)),
-                replica.service,
-                replica.address,
-                last_lines=lambda: list(node.log),
-                name=replica.name,
-            )
+        health = wiring.await_health(
+            secured(self._transport, self._spec(replica)),
+            replica.service,
+            replica.address,
+            last_lines=lambda: list(node.log),
+            name=replica.name,
         )
-        try:
-            await asyncio.wait({gone, health}, return_when=asyncio.FIRST_COMPLETED)
-            if not health.done():
-                raise TargetUnhealthyError(replica.name, "it ended", list(node.log))
-            await health
-        finally:
-            gone.cancel()
-            health.cancel()
-            await asyncio.gather(gone, health, return_exceptions=True)
-        self._supervisors.append(asyncio.create_task(self._supervise(replica)))
+        if not await healthy_or_gone(health, replica.watch.gone):
+            raise TargetUnhealthyError(replica.name, "it ended", list(node.log))
+        self._supervise(replica)
 
     def _boot(self, replica: _Replica) -> Node:
         """A new boot; an app that cannot be made leaves a dead node, as a process that exits."""
@@ -331,33 +287,20 @@ class Driver:
             )
         )
 
-    async def _supervise(self, replica: _Replica) -> None:
-        after_us = replica.service.restart_after_us
-        if after_us is not None:
-            after_us = max(after_us, _MIN_RESTART_US)
-        while True:
-            await replica.watch.gone.wait()
-            await replica.watch.restart_due(after_us)
-            self._boot(replica)
-
-    def _all(self) -> list[_Replica]:
-        return [replica for replicas in self._replicas.values() for replica in replicas]
-
-    def _replica(self, spec: HandleSpec) -> _Replica:
-        return self._replicas[spec.service][spec.replica]
+    async def _restart(self, replica: _Replica) -> None:
+        self._boot(replica)
 
     def _spec(self, replica: _Replica) -> HandleSpec:
         node = replica.node
-        return HandleSpec(
-            driver=_NAME,
-            service=replica.service.name,
-            replica=replica.number,
-            address=replica.address,
-            probe_path=replica.service.health.path,
+        return wiring.replica_spec(
+            _NAME,
+            replica.service,
+            replica.number,
+            replica.address,
+            self._context.token,
             pid=node.boot if node else 0,
             start_time=node.born_us if node else 0,
             tls=self._tls(replica),
-            **wiring.stand_in_spec(replica.service, self._context.token),
         )
 
 

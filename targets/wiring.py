@@ -1,4 +1,4 @@
-"""What every driver needs: the order of start, environments, health, and when to restart."""
+"""What every driver needs: the order of start, addresses, environments, proxies, health."""
 
 from __future__ import annotations
 
@@ -162,6 +162,21 @@ def link_spec(
     )
 
 
+def replica_spec(
+    driver: str, service: Service, number: int, address: str, token: str, **more: Any
+) -> HandleSpec:
+    """One replica as plain data; ``more``: what only its driver knows."""
+    return HandleSpec(
+        driver=driver,
+        service=service.name,
+        replica=number,
+        address=address,
+        probe_path=service.health.path,
+        **stand_in_spec(service, token),
+        **more,
+    )
+
+
 FaultProxy: TypeAlias = "ProxyServer | LentProxies"
 
 
@@ -178,6 +193,40 @@ async def start_proxy(context: DriverContext, log: Path) -> FaultProxy:
         return await ProxyServer.start(context.run_id, context.started, log, seed=context.seed)
     address = resolve(spec.toxiproxy, context.env, f"proxy of target {spec.name}")
     return await LentProxies.start(context.run_id, address, spec.allow_hosts, context.making)
+
+
+async def put_proxies(
+    driver: str,
+    context: DriverContext,
+    proxy: FaultProxy,
+    link: str,
+    victims: Sequence[tuple[Service, int, str, str]],
+    **where: str,
+) -> list[HandleSpec]:
+    """A listener before each (service, number, address, tls folder) that is behind the link.
+
+    ``where``: on which ``host``, if not where the proxy likes.
+    """
+    found = []
+    for service, number, address, tls in victims:
+        name = proxy_name(context.run_id, link, number)
+        via = await proxy.create(name, address, **where)
+        lent = bool(context.spec.toxiproxy)
+        found.append(
+            link_spec(
+                driver,
+                service,
+                number,
+                link=link,
+                address=address,
+                via=via,
+                proxy=proxy.api,
+                name=name,
+                lent=lent,
+                tls=tls,
+            )
+        )
+    return found
 
 
 async def healthy(transport: Transport, address: str, path: str, *, timeout_s: float) -> str:
@@ -234,37 +283,3 @@ async def all_of(works: Sequence[Coroutine[Any, Any, None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class Watch:
-    """What a supervisor knows of one replica: is it gone, is it held down, may it come back."""
-
-    def __init__(self) -> None:
-        self.gone = asyncio.Event()
-        self._held = False
-        self._now = asyncio.Event()
-
-    def booted(self) -> None:
-        """A new boot runs."""
-        self.gone.clear()
-        self._now.clear()
-
-    def hold(self) -> None:
-        """It must stay down when it goes down."""
-        self._held = True
-        self._now.clear()
-
-    def release(self, *, down: bool) -> None:
-        """It may come back, at once if it is down."""
-        self._held = False
-        if down:
-            self._now.set()
-
-    async def restart_due(self, after_us: int | None) -> None:
-        """Gone: return when it is to be started again; never, if unsupervised and not released."""
-        try:
-            async with asyncio.timeout(None if after_us is None else after_us / 1e6):
-                await self._now.wait()
-        except TimeoutError:
-            if self._held:
-                await self._now.wait()
