@@ -67,7 +67,9 @@ class OnCalls(Common):
     async def observe(
         self, injection: Injection, handle: LinkHandle, before: float | None
     ) -> Observation:
-        """Calls of the kind that is hit; how many of the traffic were is told, and no proof.
+        """Active if such a call is bitten through the link while one around it is fine.
+
+        How many calls of the traffic were hit is told, and no proof.
 
         Of a fault for the ``first`` so many calls they are no part of the sum, and are bitten as
         long as it stands: that users are hit no more, once it is spent, is told.

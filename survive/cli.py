@@ -261,7 +261,11 @@ def halt(clear: bool) -> ExitCode:
     "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True
 )
 def faults(kind: str | None, form: str) -> ExitCode:
-    """List the faults, or show one: settings, grade, what it certifies and what not."""
+    """List the faults, all or of a family (gpu), or show one of them whole.
+
+    That is what it does, how it is seen to be active, its grade, the privileges that it needs, what
+    it certifies and what not, its settings, and the line to write.
+    """
     from survive.host.listing import show_faults
 
     seen = sys.stdout is not None and sys.stdout.isatty()

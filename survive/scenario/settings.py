@@ -83,10 +83,14 @@ _PLAIN: dict[Any, str] = {
 }
 
 
-def _form(kind: Any) -> str:
+def takes(kind: Any) -> str:
+    """What to write for a setting of that type: ``like 300ms``, ``a whole number``."""
     example = _EXAMPLES.get(kind)
-    own = getattr(kind, "form", _PLAIN.get(kind, kind))
-    return f"write it like {example}" if example else f"it is {own}"
+    return f"like {example}" if example else str(getattr(kind, "form", _PLAIN.get(kind, kind)))
+
+
+def _form(kind: Any) -> str:
+    return f"write it {takes(kind)}" if kind in _EXAMPLES else f"it is {takes(kind)}"
 
 
 def _parse(name: str, kind: Any, value: Json) -> Any:

@@ -13,6 +13,7 @@ import pytest
 from shortrun import SHORT
 
 from survive.catalog import Catalog
+from survive.errors import UsageError
 from survive.host.listing import show_faults
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,12 +93,48 @@ def test_every_fault_describes_itself():
         assert fault["certifies"] and fault["does_not_certify"]
         assert fault["grade"] in {"real", "induced", "reported", "emulated", "simulated"}
     assert listed["gpu.lost"]["grade"] == "simulated"
+    keys = {"kind", "about", "held", "grade", "layer", "needs", "privileges", "active"}
+    keys |= {"certifies", "does_not_certify", "settings"}
+    assert {frozenset(fault) for fault in listed.values()} == {frozenset(keys)}
+    assert all(fault["about"] and fault["active"] for fault in listed.values())
+    assert listed["gpu.ecc_slow"]["settings"] == {
+        "slow_down": {"type": "Factor", "required": True, "default": None},
+        "retries": {"type": "Share", "required": False, "default": "10%"},
+    }
 
 
 def test_one_fault_in_words():
     done = survive("faults", "network.latency")
     assert "does not certify" in done.stdout
     assert "latency" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("gpu.throttle", ["service: NAME", "for: DURATION", "with: {slow_down: FACTOR}"]),
+        ("protocol.status", ["link: SOURCE -> DEST", "with: {status: INT}", "bitten through"]),
+        ("network.loss", ["root (CAP_NET_ADMIN", "like 20%; required"]),
+        ("chaostoolkit.once", ["one-shot", "an activity: {provider: {type: python"]),
+        ("node.pause", ["SIGSTOP for a time", "settings          none"]),
+    ],
+)
+def test_a_fault_says_what_it_does_how_it_is_seen_and_what_to_write(kind, words):
+    page = show_faults(kind, "human")
+    assert [word for word in words if word not in page] == []
+    assert {line[2:18].strip() for line in page.splitlines()} >= {
+        "what it does", "active", "grade", "privileges", "certifies", "does not certify", "write",
+    }  # fmt: skip
+
+
+def test_a_family_is_listed_and_a_kind_that_is_none_gets_a_hint():
+    known = [kind for kind in Catalog().fault_kinds() if kind.startswith("gpu.")]
+    assert [line.split()[0] for line in show_faults("gpu", "human").splitlines()] == known
+    assert [fault["kind"] for fault in json.loads(show_faults("gpu", "json"))] == known
+    assert len(json.loads(show_faults("chaostoolkit", "json"))) == 1
+    with pytest.raises(UsageError, match=r"unknown fault kind 'gpu\.los'") as raised:
+        show_faults("gpu.los", "human")
+    assert "gpu.lost" in raised.value.hint
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])
