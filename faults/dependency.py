@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from survive.contracts import Active, Injection, LinkHandle, Observation
+from survive.contracts import Active, Injection, Json, LinkHandle, Observation
 from survive.transport import Broken
 from survive.units import MS, Duration, UnitError
 
@@ -59,9 +60,9 @@ class DependencySlow(_Dependency):
         """As network.latency: a timed call through the link minus one around it."""
         return await NetworkLatency().observe(_as_latency(injection), handle, before)
 
-    def look_s(self, injection: Injection) -> float:
+    def look_s(self, settings: Mapping[str, Json]) -> float:
         """As network.latency."""
-        return NetworkLatency().look_s(_as_latency(injection))
+        return NetworkLatency().look_s({"latency": settings["delay"]})
 
 
 def _as_latency(injection: Injection) -> Injection:

@@ -6,10 +6,11 @@ the handle, and a proof by another channel: calls through the link beside calls 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from survive.contracts import Active, Injection, LinkHandle, Observation
+from survive.contracts import Active, Injection, Json, LinkHandle, Observation
 from survive.transport import Broken
 from survive.units import MS, SECOND, Duration, UnitError
 
@@ -89,9 +90,9 @@ class NetworkLatency(OnLink):
             value,
         )
 
-    def look_s(self, injection: Injection) -> float:
+    def look_s(self, settings: Mapping[str, Json]) -> float:
         """Long enough for a call through the link to be late by half the setting."""
-        return (_latency(injection).latency // 2 + AROUND_US + SLACK_US) / SECOND
+        return (Duration.parse(settings["latency"]) // 2 + AROUND_US + SLACK_US) / SECOND
 
 
 class NetworkDown(OnLink):

@@ -297,7 +297,7 @@ class Fault(Protocol):
     async def observe(self, injection: Injection, handle: Any, before: float | None) -> Observation:
         """Look from outside, within 1 s, by another channel than inject used.
 
-        A fault whose looks take longer while it is on says so: ``look_s(injection)``, optional.
+        A fault whose looks take longer while it is on says so: see ``look_s``.
 
         ``before`` is the median ``value`` of the observations made before inject, or None.
         """
@@ -307,6 +307,18 @@ class Fault(Protocol):
 
     async def round_trip(self, injection: Injection, handle: Any) -> bool:
         """After heal: the way through the healed thing works (one positive answer). Held only."""
+
+
+OBSERVE_S = 1.0
+
+
+def look_s(fault: Fault, settings: Mapping[str, Json]) -> float:
+    """How long a look may take while the fault is on: 1 s, or what it says if that is more.
+
+    It says so by ``look_s(settings) -> float``, optional, of settings as written.
+    """
+    asked: Callable[[Mapping[str, Json]], float] | None = getattr(fault, "look_s", None)
+    return OBSERVE_S if asked is None else max(OBSERVE_S, asked(settings))
 
 
 # ---------------------------------------------------------------------------------- services

@@ -22,13 +22,20 @@ from typing import Any, Protocol
 from survive.catalog import Catalog
 from survive.chaos import processes
 from survive.clock import Clock
-from survive.contracts import Active, Fault, FaultFailedError, Handle, Injection, Observation
+from survive.contracts import (
+    OBSERVE_S,
+    Active,
+    Fault,
+    FaultFailedError,
+    Handle,
+    Injection,
+    Observation,
+)
 from survive.host.driver import Driver
 from survive.transport import CallFailedError, Transport
 
 INJECT_S = 2.0
 HEAL_S = 3.0
-OBSERVE_S = 1.0
 _LIMITS_S = {"inject": INJECT_S, "heal": HEAL_S, "observe": OBSERVE_S, "round_trip": OBSERVE_S}
 START_S = 5.0  # a loaded machine; 60 ms is usual
 _LONGEST_LINE = 1 << 20
@@ -91,12 +98,6 @@ async def perform(
             f"a bug in {injection.kind}: {type(error).__name__}: {error} "
             f"({Path(place.filename).name}:{place.lineno})"
         ) from error
-
-
-def look_s(fault: Fault, injection: Injection) -> float:
-    """How long a look may take while the fault is on (an optional ``look_s``): 1 s or more."""
-    asked: Callable[[Injection], float] | None = getattr(fault, "look_s", None)
-    return OBSERVE_S if asked is None else max(OBSERVE_S, asked(injection))
 
 
 async def get_ready(fault: Fault, injection: Injection) -> None:

@@ -19,11 +19,11 @@ from pathlib import Path
 from survive.catalog import Catalog, nearest
 from survive.chaos import netns, processes
 from survive.chaos.cleaners import CLEAN_S, LOOK_S, cleaner
-from survive.chaos.executor import HEAL_S, OBSERVE_S, perform
+from survive.chaos.executor import HEAL_S, perform
 from survive.chaos.handles import by_hand, open_handle
 from survive.chaos.ledger import LEDGER, PROXY, Ledger, LedgerError, Named, Story, folders
 from survive.clock import LoopClock
-from survive.contracts import Active, FaultFailedError, Injection, Observation
+from survive.contracts import OBSERVE_S, Active, FaultFailedError, Injection, Observation
 from survive.errors import RefusedError, SurviveError, UsageError
 from survive.transport import Transport
 

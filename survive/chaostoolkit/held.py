@@ -22,11 +22,12 @@ from typing import Any, TypeVar
 
 from survive.catalog import Catalog
 from survive.chaos import processes
-from survive.chaos.executor import HEAL_S, INJECT_S, OBSERVE_S, look_s, perform
+from survive.chaos.executor import HEAL_S, INJECT_S, perform
 from survive.chaos.handles import by_hand, open_handle
 from survive.chaos.ledger import Ledger
 from survive.clock import LoopClock
 from survive.contracts import (
+    OBSERVE_S,
     Active,
     Fault,
     FaultFailedError,
@@ -35,6 +36,7 @@ from survive.contracts import (
     Json,
     Needs,
     Observation,
+    look_s,
 )
 from survive.errors import RefusedError, SurviveError
 from survive.host.sockets import SocketTransport
@@ -271,7 +273,7 @@ async def _until(one: _On, wanted: Active, stopping: threading.Event | None = No
     """Seen so from outside, within 3 s. Raises FaultFailedError with the last evidence."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PROOF_S
-    within_s = look_s(one.fault, one.injection) if wanted is Active.YES else OBSERVE_S
+    within_s = look_s(one.fault, one.injection.settings) if wanted is Active.YES else OBSERVE_S
     while True:
         seen = await _look(one, within_s)
         if seen.active is wanted:

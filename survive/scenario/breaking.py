@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 
 from survive.address import HTTPS
 from survive.catalog import Catalog, nearest
-from survive.contracts import Fault, Needs
+from survive.contracts import OBSERVE_S, Fault, Needs, look_s
 from survive.errors import SurviveError
 from survive.scenario.check import Check
 from survive.scenario.model import (
@@ -26,9 +26,10 @@ from survive.scenario.settings import parse_settings, setting_problems
 from survive.scenario.target import PLUGINS_HINT
 from survive.scenario.timing import check_caps, check_inside_load, repeats
 from survive.scenario.tree import Path as Loc
-from survive.units import UnitError, duration_us, show_us
+from survive.units import SECOND, UnitError, duration_us, show_us
 
 _HOW_MANY = ("count", "share")
+_LOOK_MARGIN_S = 0.5  # the guard after inject, and as much again
 _AT = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)\s*\+\s*(\S+)")
 
 
@@ -209,6 +210,20 @@ def _check_settings(check: Check, path: Loc, model: FaultModel, fault: Fault) ->
             parse_settings(fault.settings, model.with_)
         except ValueError as error:
             check.wrong((*path, "with"), str(error).removeprefix("with: "), key=True)
+        else:
+            _check_time_to_look(check, path, model, look_s(fault, model.with_))
+
+
+def _check_time_to_look(check: Check, path: Loc, model: FaultModel, needed_s: float) -> None:
+    """A fault that ends before the first look at it has could never be proven."""
+    least_us = round((needed_s + _LOOK_MARGIN_S) * SECOND)
+    if needed_s > OBSERVE_S and model.for_ is not None and model.for_ < least_us:
+        check.wrong(
+            (*path, "for"),
+            f"one look at this {model.kind} takes {needed_s:g}s, so nothing is proven in "
+            f"{show_us(model.for_)}",
+            f"hold it for {show_us(least_us)} or longer",
+        )
 
 
 def _check_victims(check: Check, path: Loc, model: FaultModel, fault: Fault | None) -> None:

@@ -8,7 +8,6 @@ import itertools
 import pytest
 from faultscene import ROOT, play, twins
 
-from survive.errors import RefusedError
 from survive.scenario.model import FaultPlan, Health, Service, TargetSpec
 from survive.units import SECOND
 
@@ -156,13 +155,3 @@ def test_of_a_very_slow_link_a_verb_that_does_nothing_is_found_out_as_well(verb,
         assert "no" not in scene.looks("after")[:1]
         assert not scene.named("heal_proven", by_own_heal=True)
         assert [entry["fault"] for entry in left] == ["one"]
-
-
-def test_a_hold_that_is_shorter_than_one_look_is_refused(tmp_path):
-    async def body(scene):
-        with pytest.raises(RefusedError, match="cannot be proven in 2s") as refused:
-            await scene.agent.preflight(slow("network.latency", 2))
-        return refused.value.hint
-
-    _, hint, _ = play("virtual", tmp_path, body, target=target(), links=frozenset({LINK}))
-    assert hint == "hold it for 2.5s or longer"

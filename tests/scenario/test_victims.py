@@ -1,4 +1,4 @@
-"""How many replicas a fault hits: `count:`, or `share:` of those that serve."""
+"""Whom a fault hits: `count:`, or `share:` of those that serve; and whether it can be proven."""
 
 from __future__ import annotations
 
@@ -82,6 +82,19 @@ def test_each_repeat_hits_as_many(tmp_path):
 def test_what_means_nothing_is_told(tmp_path, kind, fault, said, hint):
     found = problems(tmp_path, fault, kind=kind)
     assert len(found) == 1 and said in found[0][0] and hint in found[0][1], json.dumps(found)
+
+
+@pytest.mark.parametrize(("hold", "latency", "least"), [
+    ("4s", "8s", "5s"), ("2s", "3s", "2.5s"), ("2500ms", "3s", ""), ("200ms", "1s", ""),
+])  # fmt: skip
+def test_a_fault_that_ends_before_the_first_look_at_it_is_told(tmp_path, hold, latency, least):
+    fault = f"link: web -> store, for: {hold}, with: {{latency: {latency}}}"
+    if not least:
+        assert loaded(tmp_path, fault, kind="network.latency").faults
+        return
+    [(said, hint)] = problems(tmp_path, fault, kind="network.latency")
+    assert said.startswith("one look at this network.latency takes")
+    assert hint == f"hold it for {least} or longer"
 
 
 def test_a_roll_is_told_to_hit_all(tmp_path):
