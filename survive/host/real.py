@@ -7,6 +7,7 @@ socket are dead man's switches: when this process is gone, by whatever means, bo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -132,12 +133,16 @@ def _ended(run_id: str) -> bool:
 
 
 def _keep_logs(scratch: Path, folder: Path) -> None:
-    """The last of each process's output goes to the run directory; the rest is not kept."""
-    for log in sorted((scratch / "logs").glob("*.log")):
-        text = log.read_bytes()[-64 * 1024 :]
-        if text.strip():
-            (folder / "logs").mkdir(exist_ok=True)
-            (folder / "logs" / log.name).write_bytes(text)
+    """The last of each process's output goes to the run directory; the rest is not kept.
+
+    The folder goes whatever happens, as it holds the target's key: on a full disk without the logs.
+    """
+    with contextlib.suppress(OSError):
+        for log in sorted((scratch / "logs").glob("*.log")):
+            text = log.read_bytes()[-64 * 1024 :]
+            if text.strip():
+                (folder / "logs").mkdir(exist_ok=True)
+                (folder / "logs" / log.name).write_bytes(text)
     shutil.rmtree(scratch, ignore_errors=True)
 
 

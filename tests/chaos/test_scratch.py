@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from survive.chaos import processes
 from survive.chaos.heal import heal_leftovers
 from survive.chaos.ledger import Ledger, Named, Owner
+from survive.host.real import _keep_logs
 
 GONE = Owner(processes.boot_id(), Named(2**22 + 1, 1), Named(2**22 + 2, 1))
 
@@ -70,3 +72,18 @@ def test_a_living_survive_keeps_its_folder(temporary):
     ledger.close()
     heal_leftovers()
     assert scratch.exists()
+
+
+def test_a_full_disk_costs_the_logs_and_never_leaves_the_folder(tmp_path, monkeypatch):
+    """It holds the target's key."""
+    scratch, record = tmp_path / "survive-x", tmp_path / "record"
+    (scratch / "logs").mkdir(parents=True)
+    (scratch / "logs" / "web-0.log").write_text("its last words")
+    record.mkdir()
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    _keep_logs(scratch, record)
+    assert not scratch.exists()
