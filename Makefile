@@ -26,11 +26,11 @@ schema: $(VENV)/.installed
 	$(BIN)/survive schema scenario > schema/scenario.v1.json
 	$(BIN)/survive schema target > schema/target.v1.json
 
-# Every fault kind, ended in every way: a JSON line each (an hour on two cores).
+# Every fault kind, ended in every way: docs/matrix.md (half an hour on two cores, as root).
 matrix: $(VENV)/.tests
 	$(BIN)/python tests/matrix/matrix.py -o docs/matrix.json
 
-# kill -9 at 200 random moments; nothing may be left (20 minutes on two cores).
+# kill -9 at 200 random moments; nothing may be left (ten minutes on two cores).
 soak-kill: $(VENV)/.tests
 	$(BIN)/python tests/matrix/soak.py
 

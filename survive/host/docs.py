@@ -87,8 +87,9 @@ def _kind(fault: Fault) -> str:
 
 def _seen(faults: Iterable[Fault], matrix: Matrix) -> str:
     """A normal run of each kind: proofs and times; and how all its endings ended."""
-    rows = ["| kind | inject planned, begun | before | while on | after | healed in | endings |"]
-    rows.append("|---|---|---|---|---|---|---|")
+    columns = ["kind", "played on", "inject planned, begun", "before", "while on", "after",
+               "healed in", "endings"]  # fmt: skip
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     rows += [_row(fault, matrix.lines[fault.kind]) for fault in faults]
     dates = sorted(str(line["date"])[:10] for fault in faults for line in matrix.lines[fault.kind]
                    if line.get("date"))  # fmt: skip
@@ -99,12 +100,12 @@ def _seen(faults: Iterable[Fault], matrix: Matrix) -> str:
 def _row(fault: Fault, lines: Sequence[Mapping[str, Any]]) -> str:
     """A kind that the matrix's host could not play says why; a one-shot has no heal to show."""
     if why := next((line["not_here"] for line in lines if line.get("not_here")), ""):
-        return f"| `{fault.kind}` | not played: {_escaped(why)} | | | | | |"
+        return f"| `{fault.kind}` | not played: {_escaped(why)} | | | | | | |"
     normal = next((line for line in lines if line["ending"] == NORMAL), {})
     after = _cell(normal, "proof_after") if fault.held else "one-shot"
     return (
-        f"| `{fault.kind}` | {_times(normal)} | {_cell(normal, 'proof_before')} "
-        f"| {_cell(normal, 'proof_during')} | {after} "
+        f"| `{fault.kind}` | {normal.get('on', '')} | {_times(normal)} "
+        f"| {_cell(normal, 'proof_before')} | {_cell(normal, 'proof_during')} | {after} "
         f"| {_ms(normal.get('heal_ms'))} | {_endings(lines)} |"
     )
 

@@ -74,6 +74,7 @@ class Cell:
 
     date: str
     kind: str
+    on: str  # what it was played on
     ending: str
     exit: int
     left: list[str]
@@ -377,6 +378,7 @@ def _cell(
     return Cell(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         kind=kind,
+        on=stage_of(kind).said,
         ending=ending,
         exit=code,
         left=left,

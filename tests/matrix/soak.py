@@ -3,8 +3,9 @@
     python tests/matrix/soak.py [--moments 200] [--seed 1] [--jobs 4]
 
 Each run has several faults that overlap. The moment is drawn over the whole life of a run, from
-before its agent exists to its last words; who dies is drawn too: survive, its agent, or both. Where
-both die nobody is left to heal, so ``survive heal`` is run, as a CI job's next step would.
+before its agent exists to its last words: one in four while it starts, the others from its t = 0
+on, however long this host took until there. Who dies is drawn too: survive, its agent, or both.
+Where both die nobody is left to heal, so ``survive heal`` is run, as a CI job's next step would.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ import yaml  # noqa: E402 - below the line that finds our own tools, with them
 from killtools import Started, heal  # noqa: E402
 from matrixtools import stage_for, write_scenario  # noqa: E402
 
-LONGEST_S = 6.0  # of a run: about 1.5 s until t = 0, 4 s of load, its end
+STARTS_S = 1.5  # until t = 0, on an idle host
+LASTS_S = 5.0  # from then on: 4 s of load, its end
 WHO = ("survive", "agent", "both")
 FAULTS = {
     "slow": {"kind": "network.latency", "link": "load -> web", "with": {"latency": "100ms"},
@@ -44,7 +46,7 @@ class Moment:
 
     number: int
     who: str
-    at_s: float
+    at_s: float  # after its beginning, or after t = 0
     on: int  # faults that were on, as the ledger tells
     state: str  # starting | running | over
     clean_ms: float
@@ -69,12 +71,15 @@ def scenario(folder: Path) -> Path:
 def one(number: int, seed: int) -> Moment:
     """Start, wait, kill, look."""
     chance = random.Random(f"{seed}:{number}")
-    who, at_s = chance.choice(WHO), chance.uniform(0.05, LONGEST_S)
+    who, early = chance.choice(WHO), chance.random() < 0.25
+    at_s = chance.uniform(0.05, STARTS_S) if early else chance.uniform(0, LASTS_S)
     with tempfile.TemporaryDirectory(prefix="survive-soak-") as name:
         folder = Path(name)
         os.environ["XDG_STATE_HOME"] = str(folder / "state")  # of this worker process
         run = Started(scenario(folder))
         try:
+            if not early:
+                run.until("phase_started")
             time.sleep(at_s)
             return _kill(run, number, who, at_s)
         finally:

@@ -39,7 +39,7 @@ LIBRARY = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 
 # Settings that their type does not tell, or that must bite within a short run.
 SETTINGS: dict[str, dict[str, object]] = {
-    "container.cpu": {"cpus": 0.1},
+    "container.cpu": {"cpus": 0.05},
     "container.memory": {"mib": 64},
     "gpu.vram_pressure": {"share": "80%"},
     "network.bandwidth": {"kb_per_s": 2},
@@ -140,6 +140,7 @@ class Stage:
     fault: Fault
     folder: Path
 
+    said: ClassVar[str] = "a small web server"  # on a page, of what a kind was played on
     get: ClassVar[str] = "/"
     clean_s: ClassVar[float] = 1.0  # until nothing may be left (DESIGN §9.3)
     ends_s: ClassVar[float] = 25.0  # until it must have ended, by itself or after an ending
@@ -218,6 +219,7 @@ class Stage:
 class Reference(Stage):
     """The reference stack."""
 
+    said: ClassVar[str] = "the reference stack"
     get: ClassVar[str] = "/v1/search?q=gpu"
 
     @property
@@ -246,6 +248,7 @@ class Reference(Stage):
 class Isolated(Stage):
     """Network namespaces: packets."""
 
+    said: ClassVar[str] = "a small web server in network namespaces"
     isolation: ClassVar[str] = "netns"
     carrier: ClassVar[str] = "namespace"
 
@@ -291,6 +294,8 @@ class Limited(Stage):
 class Disk(Stage):
     """A small file system of its own."""
 
+    said: ClassVar[str] = "a small web server beside a tmpfs of 2 MB"
+
     @staticmethod
     def missing() -> str:
         return "" if os.geteuid() == 0 else "to mount a tmpfs needs root"
@@ -317,6 +322,8 @@ class Disk(Stage):
 
 class Skewable(Stage):
     """A server under libfaketime."""
+
+    said: ClassVar[str] = "a small web server under libfaketime"
 
     @staticmethod
     def missing() -> str:
@@ -350,6 +357,7 @@ class Skewable(Stage):
 class Containers(Stage):
     """The same server in a container, from an image of this very machine."""
 
+    said: ClassVar[str] = "a small web server in containers"
     carrier: ClassVar[str] = "container"
     clean_s: ClassVar[float] = 10.0
     ends_s: ClassVar[float] = 60.0  # a heal that cannot be proven is tried for 10 s on each rung
@@ -401,6 +409,8 @@ class Containers(Stage):
 
 class Card(Stage):
     """A stand-in for an NVIDIA card: a driver in C, and NVML in a file."""
+
+    said: ClassVar[str] = "a stand-in for an NVIDIA card"
 
     @staticmethod
     def missing() -> str:
@@ -454,6 +464,7 @@ class Workers(Card):
 class Dcgm(Stage):
     """A stand-in for the host engine of DCGM."""
 
+    said: ClassVar[str] = "a stand-in for DCGM's host engine"
     clean_s: ClassVar[float] = 3.0  # what nobody takes back wears off
 
     @property
@@ -484,6 +495,7 @@ class Dcgm(Stage):
 class Extension(Stage):
     """An extension of Chaos Toolkit."""
 
+    said: ClassVar[str] = "an extension of our own"
     clean_s: ClassVar[float] = 5.0  # its import, and its own work, which may take 3 s
 
     @property

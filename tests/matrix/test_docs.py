@@ -11,8 +11,9 @@ from survive.catalog import Catalog
 from survive.host.docs import BEGIN, Matrix, page, pages
 
 LINE = {
-    "date": "2031-02-03T04:05:06+00:00", "kind": "node.pause", "ending": "normal", "exit": 0,
-    "left": [], "clean_ms": 1.0, "planned_s": 1.0, "injected_s": 1.0042,
+    "date": "2031-02-03T04:05:06+00:00", "kind": "node.pause", "on": "a server",
+    "ending": "normal", "exit": 0, "left": [], "clean_ms": 1.0,
+    "planned_s": 1.0, "injected_s": 1.0042,
     "proof_before": "no: answers", "proof_during": "yes: silent", "proof_after": "no: answers",
     "heal_ms": 9.7, "problem": "",
 }  # fmt: skip
@@ -38,7 +39,7 @@ def test_what_people_wrote_stays_and_writing_twice_changes_nothing(tmp_path):
 
 def test_it_shows_plan_and_proof_and_heal(tmp_path):
     text = one_page(tmp_path, LINE)
-    assert "| 1 s, +4.2 ms | no: answers | yes: silent | no: answers | 10 ms |" in text
+    assert "| a server | 1 s, +4.2 ms | no: answers | yes: silent | no: answers | 10 ms |" in text
     assert "1 of 1 left nothing" in text
     assert "2031-02-03" in text
 
@@ -57,5 +58,5 @@ def test_an_ending_with_a_problem_is_named(tmp_path):
 def test_a_kind_that_could_not_be_played_says_why_and_claims_nothing(tmp_path):
     why = {"kind": "node.pause", "ending": "", "not_here": "no such | thing", "problem": ""}
     text = one_page(tmp_path, {**why, "date": "2031-02-03T04:05:06+00:00"})
-    assert "| `node.pause` | not played: no such \\| thing | | | | | |" in text
+    assert "| `node.pause` | not played: no such \\| thing | | | | | | |" in text
     assert "left nothing" not in text
