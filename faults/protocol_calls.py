@@ -31,6 +31,8 @@ from .common import Common, asked, mark
 from .protocol_looks import LOOK_HEADER, Seen, SleepsError, ask, look, request
 from .protocol_settings import Calls
 
+COUNTED_S = 0.1  # a look waits so long for the proxy's counts, which tell and prove nothing
+
 
 class OnCalls(Common):
     """A toxic of the embedded proxy on some calls: its own type, ``toxic``, and its attributes."""
@@ -87,6 +89,7 @@ class OnCalls(Common):
                 lambda one: self._fine(given, one),
                 lambda through, around: self._bites(given, through, around),
             )
+            await asyncio.wait({counting}, timeout=COUNTED_S)
             counts = counting.result() if counting.done() else None
         except SleepsError:
             return _of_sleeper(await counting)

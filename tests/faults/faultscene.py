@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from survive.catalog import Catalog
@@ -81,16 +82,16 @@ def said(scene, fault: str = "one") -> dict[str, set[str]]:
 
 
 async def life_with_a_death(scene, plan, service="inference") -> None:
-    """A life of 3.5 s in which somebody else kills every replica of the service."""
-
-    async def kill() -> None:
-        await asyncio.sleep(1.0)
-        for victim in scene.driver.replicas(service):
-            await scene.driver.open(victim, Needs.REPLICA).kill()
-
-    killer = asyncio.create_task(kill())
-    await scene.life(plan, for_s=3.5)
-    await killer
+    """A life in which somebody else kills every replica of the service, and they come back."""
+    await scene.life(replace(plan, for_us=None), for_s=1.0)  # not healed yet
+    for victim in scene.driver.replicas(service):
+        await scene.driver.open(victim, Needs.REPLICA).kill()
+    for _ in range(100):  # a busy machine starts a process late
+        if scene.named("fault_reinjected", error=None):
+            break
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(1.2)
+    await scene.agent.heal(plan.name)
 
 
 def assert_followed(scene, left) -> None:
