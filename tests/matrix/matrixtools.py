@@ -25,7 +25,7 @@ from survive.catalog import Catalog
 from survive.chaos import netns, processes
 from survive.chaos.heal import heal_all
 from survive.chaos.ledger import PROXY
-from survive.contracts import Needs
+from survive.contracts import Fault, Needs
 
 HOLD_S = 2.0  # the fault is on
 AFTER_S = 2.8  # of load after inject
@@ -247,8 +247,9 @@ ENDINGS: dict[str, Ending] = {
 }
 
 
-# survive lives and stops in order, or is killed with nobody else: to a fault they are one.
-HEALED_ALIKE = (
+# To a fault they are one: survive lives and stops in order, or is killed with nobody else, or
+# nothing is injected at all.
+ALIKE = (
     "exception",
     "sigint",
     "sigint-twice",
@@ -256,6 +257,7 @@ HEALED_ALIKE = (
     "sighup",
     "kill-group",
     "record-full",
+    "disk-full",
 )
 
 
@@ -412,8 +414,6 @@ def _heal_ms(told: list[dict[str, object]]) -> float | None:
 
 def _problem(kind: str, ending: str, code: int, left: list[str], run: Started) -> str:
     fault = Catalog(plugins=False).fault(kind)
-    # A link's fault is in the proxy or in a namespace, a target's wherever it was put.
-    goes_along = fault.held and fault.needs not in {Needs.LINK, Needs.TARGET}
     if left:
         return f"left: {'; '.join(left)}"
     exits = ENDINGS[ending].exits
@@ -429,7 +429,7 @@ def _problem(kind: str, ending: str, code: int, left: list[str], run: Started) -
     if (
         ending == "target-gone"
         and code == 0
-        and goes_along
+        and _goes_along(fault)
         and "fault_reinjected" not in run.events()
     ):
         return "exit 0 although the fault went with the target and was not done again"
@@ -442,3 +442,12 @@ def _unproven(run: Started, held: bool) -> str:
     wanted = [("before", "no"), ("during", "yes"), *([("after", "no")] if held else [])]
     missed = [f"{active} {stage}" for stage, active in wanted if (stage, active) not in seen]
     return f"never seen: {', '.join(missed)}" if missed else ""
+
+
+def _goes_along(fault: Fault) -> bool:
+    """It ends with the process that it hit.
+
+    Not what is in a proxy, in a namespace or wherever a whole target has it, nor what keeps down.
+    """
+    elsewhere = fault.needs in {Needs.LINK, Needs.TARGET} or bool(stage_of(fault.kind).isolation)
+    return fault.held and not fault.keeps_down and not elsewhere

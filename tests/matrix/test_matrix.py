@@ -13,8 +13,8 @@ import pytest
 from killtools import ROOT
 from matrix import merged
 from matrixtools import (
+    ALIKE,
     ENDINGS,
-    HEALED_ALIKE,
     Cell,
     applies,
     elsewhere,
@@ -33,12 +33,12 @@ from survive.scenario.loader import load_scenario
 FAMILIES = families()
 WAYS = ways()
 # A family whose usual kind is undone in the way of another's differs in what it measures, and that
-# the ends below show: in order, with survive gone, and with what it acts on gone.
-OFTEN = frozenset({"normal", "kill-run", "target-gone"})
-# To a fault the endings of HEALED_ALIKE are one: so each of them is played by two ways, in turn.
+# these ends show: in order, and with survive gone.
+OFTEN = frozenset({"normal", "kill-run"})
+# Each of these is played by two ways, in turn.
 IN_TURN = [
     (WAYS[(2 * number + step) % len(WAYS)], ending)
-    for number, ending in enumerate(HEALED_ALIKE)
+    for number, ending in enumerate(ALIKE)
     for step in range(2)
 ]
 EACH_ENDING = [
@@ -47,7 +47,7 @@ EACH_ENDING = [
     for ending in ENDINGS
     if applies(kind, ending)
     and ((kind, ending) in IN_TURN or ending in OFTEN or kind in WAYS)
-    and ((kind, ending) in IN_TURN or ending not in HEALED_ALIKE)
+    and ((kind, ending) in IN_TURN or ending not in ALIKE)
 ]
 # After kill -9 of survive the agent heals: a kind that shares its heal with another adds nothing.
 KILL_9 = [(kind, "kill-run") for kind in heals() if (kind, "kill-run") not in EACH_ENDING]
