@@ -26,7 +26,7 @@ schema: $(VENV)/.installed
 	$(BIN)/survive schema scenario > schema/scenario.v1.json
 	$(BIN)/survive schema target > schema/target.v1.json
 
-# Every fault kind, ended in every way: docs/matrix.md (half an hour on two cores, as root).
+# Every fault kind, ended in every way: docs/matrix.md (20 minutes on two cores, as root).
 matrix: $(VENV)/.tests
 	$(BIN)/python tests/matrix/matrix.py -o docs/matrix.json
 
