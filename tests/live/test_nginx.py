@@ -133,7 +133,7 @@ load:
 objectives: {{answers: {{metric: success, min: 95%, during: run}}}}
 """
 
-RATE = "200k/s"
+RATE = "600k/s"  # three times what one core can send
 
 SLOW = """
 import asyncio

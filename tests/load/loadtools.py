@@ -72,6 +72,7 @@ def make_plan(
 class Tally:
     """All frames of a run, merged."""
 
+    origin_us: int = 0  # t = 0 on CLOCK_MONOTONIC
     frames: list[Frame] = field(default_factory=list)
     counts: dict[Key, Counter[int]] = field(default_factory=dict)
 
@@ -219,6 +220,7 @@ async def run_load(
         assert load.failed is None, load.failed
         assert code == 0
         assert load.tally.frames[-1].done
+        load.tally.origin_us = load.origin_us
         return load.tally
 
 
