@@ -42,7 +42,7 @@ def state_home(tmp_path, monkeypatch):
 # Where SURVIVE_LIVE is set (CI) a test that is skipped has failed. What may be skipped even there,
 # by the beginning of its id, and why; each is printed at the end.
 MAY_BE_SKIPPED: dict[str, str] = {
-    "tests/matrix/test_matrix.py::test_kill_9_with_each_way_to_heal[network.netem_latency-": (
+    "tests/matrix/test_matrix.py::test_kill_9_with_each_kind[network.netem_latency-": (
         "not every kernel has the queue, and nothing that can be installed brings it"
     )
 }

@@ -559,6 +559,29 @@ static PyObject *park(FastLanes *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* An overdue arrival for a lane that becomes free this very moment, in its own code's hands. */
+static PyObject *take_now(FastLanes *self, PyObject *moment) {
+    long long now = PyLong_AsLongLong(moment);
+    if (now == -1 && PyErr_Occurred())
+        return NULL;
+    if (self->free_count >= self->size) {
+        PyErr_SetString(PyExc_ValueError, "all lanes are free already");
+        return NULL;
+    }
+    self->parked[self->free_count++] = (Parked){now, -1};
+    PyObject *found = NULL;
+    if (!is_due(self, now) || expire(self, now) == 0) {
+        if (is_due(self, now)) {
+            Job job = take(self);
+            found = Py_BuildValue("(LLLLLL)", job.number, job.intended, job.kind, job.row,
+                                  job.slice, job.free);
+        } else
+            found = Py_NewRef(Py_None);
+    }
+    self->free_count--;
+    return found;
+}
+
 /* Hand over the busy lanes whose users have waited too long, or all of them. */
 static PyObject *hand_back(FastLanes *self, int64_t now, int all) {
     PyObject *handed = PyList_New(0);
@@ -832,6 +855,8 @@ static PyMethodDef methods[] = {
      "turn(budget_us, spin_us) -> list: take what is due, read what came; see hand_over."},
     {"park", (PyCFunction)park, METH_VARARGS,
      "park(lane, fd, now_us): a lane is free; fd -1 = it has no connection to be used here."},
+    {"take", (PyCFunction)take_now, METH_O,
+     "take(now_us): an overdue arrival for a lane that has just become free, or None."},
     {"late", (PyCFunction)late, METH_O, "late(now_us) -> list: who has waited for too long."},
     {"all_busy", (PyCFunction)all_busy, METH_NOARGS, "all_busy() -> list: every request out."},
     {"load", (PyCFunction)load, METH_VARARGS,

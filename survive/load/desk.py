@@ -287,8 +287,15 @@ class FastDesk(Desk):
                 return
 
     def freed(self, lane: DeskLane, now_us: int, *, takes: bool) -> Job | None:
-        """See Desk. What is overdue is handed out in the next turn."""
+        """See Desk."""
         self._learn()
+        self._fast.lease_us = self.lease_us
+        while takes and (due := self.cursor.next_due_us()) is not None:
+            if not due <= now_us <= self.lease_us:
+                break
+            overdue = self._fast.take(now_us)  # None: all of this block have expired
+            if overdue is not None:
+                return Job(*overdue)
         self._fast.park(lane.index, lane.lend(), now_us)
         return None
 

@@ -354,3 +354,14 @@ def _blocks(plan: object) -> list[object]:
     from survive.plan.arrivals import Schedule
 
     return list(Schedule.of(plan).blocks())
+
+
+def test_a_lane_that_becomes_free_takes_what_is_overdue_at_once(scene: Scene) -> None:
+    now = scene.now_us()
+    taken = scene.fast.take(now)
+    assert taken is not None
+    job = Job(*taken)
+    assert (job.number, job.free_us) == (1, now)
+    assert scene.fast.second()[0] == 1  # it waited for a lane
+    scene.fast.lease_us = 0
+    assert scene.fast.take(now) is None

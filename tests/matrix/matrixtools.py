@@ -134,14 +134,6 @@ def _ordered(kinds: list[str]) -> list[str]:
     return sorted(kinds, key=lambda k: (rank.get(k, len(rank)), not catalog.fault(k).held))
 
 
-def heals() -> list[str]:
-    """A kind for each ``heal`` that was written: kinds of one base share it."""
-    catalog, found = Catalog(plugins=False), dict[object, str]()
-    for kind in sorted(every_kind(), key=lambda k: k not in families().values()):
-        found.setdefault(type(catalog.fault(kind)).heal, kind)
-    return list(found.values())
-
-
 def stage_for(kind: str, folder: Path) -> Stage:
     """Its stage, in a folder of its own; nothing is built yet."""
     return stage_of(kind)(Catalog(plugins=False).fault(kind), folder)

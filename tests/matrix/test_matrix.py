@@ -1,4 +1,4 @@
-"""What CI runs of the matrix: each ending with each way to act, kill -9 with each way to heal.
+"""What CI runs of the matrix: each ending with each way to act, kill -9 with each kind.
 
 ``make matrix`` runs the whole of it: each ending with each kind.
 """
@@ -20,7 +20,6 @@ from matrixtools import (
     elsewhere,
     every_kind,
     families,
-    heals,
     play,
     stage_for,
     ways,
@@ -49,8 +48,11 @@ EACH_ENDING = [
     and ((kind, ending) in IN_TURN or ending in OFTEN or kind in WAYS)
     and ((kind, ending) in IN_TURN or ending not in ALIKE)
 ]
-# After kill -9 of survive the agent heals: a kind that shares its heal with another adds nothing.
-KILL_9 = [(kind, "kill-run") for kind in heals() if (kind, "kill-run") not in EACH_ENDING]
+KILL_9 = [
+    (kind, "kill-run")
+    for kind in every_kind()
+    if applies(kind, "kill-run") and (kind, "kill-run") not in EACH_ENDING
+]
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +76,7 @@ def test_each_ending_with_each_way_to_act(kind, ending, stage, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "ending"), KILL_9)
-def test_kill_9_with_each_way_to_heal(kind, ending, stage, tmp_path):
+def test_kill_9_with_each_kind(kind, ending, stage, tmp_path):
     assert play(kind, ending, tmp_path).problem == ""
 
 
@@ -104,7 +106,7 @@ def test_what_ci_plays_is_of_every_family_and_every_ending():
     assert all(kind.partition(".")[0] == family for family, kind in FAMILIES.items())
     assert {ending for _, ending in EACH_ENDING} == set(ENDINGS)
     assert set(WAYS) >= {"network.latency", "node.pause", "gpu.lost", "network.drop"}
-    assert {"network.latency", "node.pause", "node.disk_full", "gpu.lost"} <= {*heals()}
+    assert {kind for kind, _ in [*EACH_ENDING, *KILL_9]} == set(every_kind())
 
 
 def test_a_run_of_a_part_replaces_its_own_lines_and_what_contradicts_them(tmp_path):
