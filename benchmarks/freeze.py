@@ -50,7 +50,7 @@ def freezing() -> Iterator[str]:
     )  # fmt: skip
     try:
         assert server.stdout is not None
-        yield f"http://127.0.0.1:{json.loads(server.stdout.readline())['port']}"
+        yield f"http://{json.loads(server.stdout.readline())['address']}"
     finally:
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=10)
