@@ -7,15 +7,13 @@ slows both; only the fault is on the link.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from survive.contracts import (
     Active,
     FaultFailedError,
     Grade,
-    HandleSpec,
     Injection,
     Json,
     LinkHandle,
@@ -26,17 +24,14 @@ from survive.contracts import (
 from survive.transport import Broken, CallFailedError, Request, read_all
 from survive.units import MS, SECOND
 
+from .common import Common, mark
+
 WAIT_US = 700 * MS  # the longest call of a look, which has 1 s
 PAD_MAX = 6000  # bytes of a probe's padding: servers take 8 KB of headers
 PACE_US = 150 * MS  # how much later a padded probe should be
 SEEN_US = 20 * MS  # what is less late than this is lost in the noise of a busy machine
 PAIRS = 3
 UP = "-up"  # ends the name of a fault's toxic on the way to the service
-
-
-@dataclass(frozen=True, slots=True)
-class Nothing:
-    """No settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,38 +113,26 @@ async def paced(handle: LinkHandle, pad: int, wanted_us: float) -> Observation:
     )
 
 
-def toxic_name(injection: Injection) -> str:
-    """Bears the fault; its proxy's name bears the run."""
-    return f"sv-{injection.id}"
-
-
 async def put(
     injection: Injection, handle: LinkHandle, type_: str, *, ways: int = 1, **attributes: Json
 ) -> None:
     """A toxic on bytes towards the caller; with two ``ways`` another on those to the service."""
-    name = toxic_name(injection)
+    name = mark(injection)
     await handle.add(Toxic(name, type_, attributes=attributes))
     if ways == 2:
         await handle.add(Toxic(name + UP, type_, "upstream", attributes=attributes))
 
 
-class OnLink:
-    """What all faults on a link share."""
+class OnLink(Common):
+    """What all faults on a link share. Their toxics bear the fault, their proxies the run."""
 
-    held: ClassVar[bool] = True
     grade: ClassVar[Grade] = Grade.EMULATED
     layer: ClassVar[str] = "network"
     needs: ClassVar[Needs] = Needs.LINK
-    privileges: ClassVar[str] = ""
-    keeps_down: ClassVar[bool] = False
-
-    def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """Every listener of the link."""
-        return list(victims)
 
     async def heal(self, injection: Injection, handle: LinkHandle) -> None:
         """Take its toxics off; those that are not there are fine."""
-        name = toxic_name(injection)
+        name = mark(injection)
         failed = [await _removed(handle, which) for which in (name, name + UP)]
         for error in filter(None, failed):
             raise error

@@ -14,7 +14,8 @@ from survive.contracts import Active, Injection, Json, LinkHandle, Observation
 from survive.transport import Broken
 from survive.units import MS, SECOND, Duration, UnitError
 
-from .links import Nothing, OnLink, call, put
+from .common import Nothing
+from .links import OnLink, call, put
 
 LOOK_US = 400 * MS  # a second pair of calls fits in a look (1 s) if the first took no longer
 AROUND_US = 450 * MS  # a service that needs longer to answer its probe path tells nothing

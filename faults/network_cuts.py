@@ -10,7 +10,8 @@ from survive.contracts import Active, Injection, LinkHandle, Observation
 from survive.transport import Broken
 from survive.units import MS, SECOND, Duration, UnitError
 
-from .links import Nothing, OnLink, both, call, cut, put
+from .common import Nothing
+from .links import OnLink, both, call, cut, put
 
 AT_ONCE = Duration(0)
 OUTLIVES_US = 10 * SECOND  # a heal that does nothing is seen, since the flapping goes on that long

@@ -126,10 +126,13 @@ static void let_go(FastLanes *self) {
     self->at = self->count = 0;
 }
 
+static int has_free(const FastLanes *self) {
+    return self->free_count || self->made < self->size;
+}
+
 /* Whether the next arrival is due and a lane is free for it. */
 static int is_due(const FastLanes *self, int64_t now) {
-    return self->at < self->count && (self->free_count || self->made < self->size) &&
-           now <= self->lease && cell(&self->intended, self->at) <= now;
+    return self->at < self->count && has_free(self) && now <= self->lease && cell(&self->intended, self->at) <= now;
 }
 
 static int64_t free_since(const FastLanes *self) {
@@ -240,6 +243,13 @@ static int expire(FastLanes *self, int64_t now) {
         group->count++;
     }
     return 0;
+}
+
+/* Whether the next arrival is due, none before it having expired. -1 = an exception. */
+static int due_in_time(FastLanes *self, int64_t now) {
+    if (!is_due(self, now))
+        return 0;
+    return expire(self, now) < 0 ? -1 : is_due(self, now);
 }
 
 /* ---------------------------------------------------------------------------------- answers */
@@ -380,15 +390,18 @@ static void forget_connection(FastLanes *self, Lane *lane) {
     lane->fd = COLD;
 }
 
+static PyObject *job_tuple(const Job *job) {
+    return Py_BuildValue("(LLLLLL)", job->number, job->intended, job->kind, job->row, job->slice,
+                         job->free);
+}
+
 /* (lane, job, sent, at, done, data, errno) for lanes.py; see Handed there.
  * lane -1: one that was never made. No job: something came on an idle connection.
  * done: bytes sent; -1 = none, and without an errno the request was not even begun. */
 static int hand_over(PyObject *handed, int lane, const Job *job, int64_t sent, int64_t at,
                      Py_ssize_t done, const char *data, Py_ssize_t size, int error) {
     PyObject *bytes = data == NULL ? Py_NewRef(Py_None) : PyBytes_FromStringAndSize(data, size);
-    PyObject *work = job == NULL ? Py_NewRef(Py_None)
-                                 : Py_BuildValue("(LLLLLL)", job->number, job->intended, job->kind,
-                                                 job->row, job->slice, job->free);
+    PyObject *work = job == NULL ? Py_NewRef(Py_None) : job_tuple(job);
     PyObject *one = bytes == NULL || work == NULL
                         ? NULL
                         : Py_BuildValue("(iOLLnOi)", lane, work, sent, at, done, bytes, error);
@@ -399,6 +412,10 @@ static int hand_over(PyObject *handed, int lane, const Job *job, int64_t sent, i
     int failed = PyList_Append(handed, one);
     Py_DECREF(one);
     return failed;
+}
+
+static PyObject *payload_of(const Kind *kind, const Job *job) {
+    return PyList_GET_ITEM(kind->payloads, job->row % PyList_GET_SIZE(kind->payloads));
 }
 
 static void end_of_job(FastLanes *self, Lane *lane) {
@@ -416,7 +433,7 @@ static int begin(FastLanes *self, int index, Job job, PyObject *handed) {
             forget_connection(self, lane);
         return hand_over(handed, index, &job, now, now, -1, NULL, 0, 0);
     }
-    PyObject *payload = PyList_GET_ITEM(kind->payloads, job.row % PyList_GET_SIZE(kind->payloads));
+    PyObject *payload = payload_of(kind, &job);
     Py_ssize_t size = PyBytes_GET_SIZE(payload);
     ssize_t done = send(lane->fd, PyBytes_AS_STRING(payload), size, MSG_NOSIGNAL);
     if (done == size) {
@@ -465,8 +482,7 @@ static int readable(FastLanes *self, int index, PyObject *handed) {
             return -1;
     }
     if (!fine) {
-        PyObject *payload =
-            PyList_GET_ITEM(kind->payloads, lane->job.row % PyList_GET_SIZE(kind->payloads));
+        PyObject *payload = payload_of(kind, &lane->job);
         end_of_job(self, lane);
         forget_connection(self, lane);
         return hand_over(handed, index, &lane->job, lane->sent, now, PyBytes_GET_SIZE(payload),
@@ -483,12 +499,9 @@ static int readable(FastLanes *self, int index, PyObject *handed) {
 
 /* Take the next arrival, if it is due, and begin with it. 1 = there was one, -1 = an exception. */
 static int serve_next(FastLanes *self, int64_t now, PyObject *handed) {
-    if (!is_due(self, now))
-        return 0;
-    if (expire(self, now) < 0)
-        return -1;
-    if (!is_due(self, now))
-        return 0;
+    int found = due_in_time(self, now);
+    if (found <= 0)
+        return found;
     Job job = take(self);
     return begin(self, pop(self), job, handed) < 0 ? -1 : 1;
 }
@@ -525,8 +538,7 @@ static PyObject *turn(FastLanes *self, PyObject *args) {
             idle_since = -1;
             continue;
         }
-        int free = self->free_count || self->made < self->size;
-        if (!free || self->at >= self->count || now > self->lease ||
+        if (!has_free(self) || self->at >= self->count || now > self->lease ||
             cell(&self->intended, self->at) - now > spin)
             return handed;
         int64_t ns = monotonic_ns();
@@ -570,14 +582,12 @@ static PyObject *take_now(FastLanes *self, PyObject *moment) {
     }
     self->parked[self->free_count++] = (Parked){now, -1};
     PyObject *found = NULL;
-    if (!is_due(self, now) || expire(self, now) == 0) {
-        if (is_due(self, now)) {
-            Job job = take(self);
-            found = Py_BuildValue("(LLLLLL)", job.number, job.intended, job.kind, job.row,
-                                  job.slice, job.free);
-        } else
-            found = Py_NewRef(Py_None);
-    }
+    int there = due_in_time(self, now);
+    if (there > 0) {
+        Job job = take(self);
+        found = job_tuple(&job);
+    } else if (there == 0)
+        found = Py_NewRef(Py_None);
     self->free_count--;
     return found;
 }
@@ -592,8 +602,7 @@ static PyObject *hand_back(FastLanes *self, int64_t now, int all) {
         const Kind *kind = &self->kind[lane->job.kind];
         if (!all && now < lane->job.intended + kind->patience)
             continue;
-        PyObject *payload =
-            PyList_GET_ITEM(kind->payloads, lane->job.row % PyList_GET_SIZE(kind->payloads));
+        PyObject *payload = payload_of(kind, &lane->job);
         end_of_job(self, lane);
         forget_connection(self, lane);
         if (hand_over(handed, index, &lane->job, lane->sent, now, PyBytes_GET_SIZE(payload), NULL,
@@ -825,14 +834,8 @@ static void dealloc(FastLanes *self) {
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-static PyObject *get_due(FastLanes *self, void *Py_UNUSED(none)) {
-    if (self->at >= self->count)
-        Py_RETURN_NONE;
-    return PyLong_FromLongLong(cell(&self->intended, self->at));
-}
-
 static PyObject *get_has_free(FastLanes *self, void *Py_UNUSED(none)) {
-    return PyBool_FromLong(self->free_count || self->made < self->size);
+    return PyBool_FromLong(has_free(self));
 }
 
 static PyMemberDef members[] = {
@@ -845,7 +848,6 @@ static PyMemberDef members[] = {
 };
 
 static PyGetSetDef properties[] = {
-    {"due_us", (getter)get_due, NULL, "intended start of the next arrival; None = load more", NULL},
     {"has_free", (getter)get_has_free, NULL, "whether any lane is free", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -110,7 +110,8 @@ class Filing:
         self._groups: dict[_Group, _Rows] = {}
         self._extra: dict[Key, array[int]] = {}
         self._open: dict[int, tuple[Job, int, int]] = {}
-        self._names: dict[str, str] = {"": ""}
+        self.names: dict[str, str] = {"": ""}
+        """Replicas heard of so far: as the header said it, and as it is shown."""
 
     def learn(self, kind: str) -> int:
         """The index of a kind that the plan did not know."""
@@ -133,19 +134,15 @@ class Filing:
         first = bisect_right(marks, intended_us)
         return first if first < len(marks) and marks[first] <= end_us else -1
 
-    def names(self) -> list[tuple[str, str]]:
-        """Replicas heard of so far: as the header said it, and as it is shown. The first is ""."""
-        return list(self._names.items())
-
     def who(self, replica: str) -> str:
         """A replica id fit for a tag: short, plain, and from a bounded set."""
-        known = self._names.get(replica)
+        known = self.names.get(replica)
         if known is not None:
             return known
         plain = "".join(c if c.isascii() and (c.isalnum() or c in "-._") else "_" for c in replica)
-        if len(self._names) > MAX_NAMES:
+        if len(self.names) > MAX_NAMES:
             return "other"
-        self._names[replica] = plain[:64]
+        self.names[replica] = plain[:64]
         return plain[:64]
 
     def sent(self, job: Job, sent_us: int) -> None:

@@ -1,6 +1,6 @@
 """Who hands arrivals to free lanes: in Python, or the extension that serves the ordinary ones.
 
-``Desk`` only says which lane takes which arrival. ``FastDesk`` is the same over FastLanes
+``PlainDesk`` only says which lane takes which arrival. ``FastDesk`` is the same over FastLanes
 (_fastlanes.c), which also sends, reads and files every request of which nothing unusual can be
 said, and hands over the others as they are. Which of the two works shows in speed alone.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -80,15 +81,14 @@ class DeskLane(Protocol):
 
 
 class Desk:
-    """Hands arrivals to lanes, in Python."""
+    """What all desks share, and what most of them have not: requests in hands of their own."""
 
     def __init__(
-        self, cursor: Cursor | Turns, lanes: int, new_lane: Callable[[], DeskLane],
-        now_us: Callable[[], int],
-    ) -> None:  # fmt: skip
+        self, cursor: Cursor | Turns, new_lane: Callable[[], DeskLane], now_us: Callable[[], int]
+    ) -> None:
         self.cursor = cursor
-        self.lease_us = 1 << 62  # nothing is taken after it
-        self._pool: LanePool[DeskLane] = LanePool(lanes)
+        self.lease_us = 1 << 62
+        """Nothing is taken after it."""
         self._new_lane = new_lane
         self._now_us = now_us
         self._waited = 0
@@ -98,46 +98,20 @@ class Desk:
 
     def hand_out(self) -> None:
         """Give what is due to lanes that are free. In the hub."""
-        while True:
-            now = self._now_us()
-            due, since = self.cursor.next_due_us(), self._pool.free_since()
-            if due is None or since is None or due > now or now > self.lease_us:
-                return
-            job = self.cursor.take(now, since)
-            if job is not None:
-                lane = self._pool.take() or self._new_lane()
-                lane.switch(job)
+        raise NotImplementedError
 
     def freed(self, lane: DeskLane, now_us: int, *, takes: bool) -> Job | None:
         """A lane is free: an overdue arrival for it (if it ``takes``), or None and it is parked."""
-        self._pool.park(lane, now_us)
-        if not takes or now_us > self.lease_us:
-            return None
-        since = self._pool.free_since()
-        assert since is not None, "this very lane is free"
-        job = self.cursor.take(now_us, since)
-        if job is None:
-            return None
-        self._pool.take()  # last in, first out: this lane
-        if job.free_us > job.intended_us:
-            self._waited += 1
-        return job
+        raise NotImplementedError
 
     def next_due_us(self) -> int | None:
         """When there is something to hand out, if a lane is free for it then; else None."""
-        return None if self._pool.free_since() is None else self.cursor.next_due_us()
-
-    def is_due(self, now_us: int) -> bool:
-        """Whether there is something to hand out at once."""
-        due = self.next_due_us()
-        return due is not None and due <= now_us <= self.lease_us
+        return self.cursor.next_due_us()
 
     def second(self) -> tuple[int, int]:
         """Since the last call: arrivals that waited for a lane, and ns idle that only it knows."""
         waited, self._waited = self._waited, 0
         return waited, 0
-
-    # What FastLanes has in hand and this desk has not.
 
     fd = -1
     """Becomes readable when it is to hand_out; −1 = never."""
@@ -153,8 +127,50 @@ class Desk:
         """Requests that are out and in no lane's hands."""
         return 0
 
-    def file(self, filing: Filing) -> None:
+    def file(self) -> None:
         """File what has ended since the last call."""
+
+
+class PlainDesk(Desk):
+    """Hands arrivals to lanes, in Python."""
+
+    def __init__(
+        self, cursor: Cursor, lanes: int, new_lane: Callable[[], DeskLane],
+        now_us: Callable[[], int],
+    ) -> None:  # fmt: skip
+        super().__init__(cursor, new_lane, now_us)
+        self._pool: LanePool[DeskLane] = LanePool(lanes)
+
+    def hand_out(self) -> None:
+        """See Desk."""
+        while True:
+            now = self._now_us()
+            due, since = self.cursor.next_due_us(), self._pool.free_since()
+            if due is None or since is None or due > now or now > self.lease_us:
+                return
+            job = self.cursor.take(now, since)
+            if job is not None:
+                lane = self._pool.take() or self._new_lane()
+                lane.switch(job)
+
+    def freed(self, lane: DeskLane, now_us: int, *, takes: bool) -> Job | None:
+        """See Desk."""
+        self._pool.park(lane, now_us)
+        if not takes or now_us > self.lease_us:
+            return None
+        since = self._pool.free_since()
+        assert since is not None, "this very lane is free"
+        job = self.cursor.take(now_us, since)
+        if job is None:
+            return None
+        self._pool.take()  # last in, first out: this lane
+        if job.free_us > job.intended_us:
+            self._waited += 1
+        return job
+
+    def next_due_us(self) -> int | None:
+        """See Desk."""
+        return None if self._pool.free_since() is None else self.cursor.next_due_us()
 
 
 class UsersDesk(Desk):
@@ -163,7 +179,7 @@ class UsersDesk(Desk):
     def __init__(
         self, turns: Turns, new_lane: Callable[[], DeskLane], now_us: Callable[[], int]
     ) -> None:
-        super().__init__(turns, 1, new_lane, now_us)
+        super().__init__(turns, new_lane, now_us)
         self._turns = turns
         self._own: dict[int, DeskLane] = {}  # by user
         self._asked: dict[int, Job] = {}  # by lane
@@ -257,18 +273,28 @@ class FastCursor(Cursor):
 class FastDesk(Desk):
     """Hands arrivals to lanes, and serves the ordinary ones by itself."""
 
+    cursor: FastCursor
+
     def __init__(
         self, fast: FastLanes, cursor: FastCursor, filing: Filing, lanes: Sequence[DeskLane],
         new_lane: Callable[[], DeskLane], now_us: Callable[[], int], *, alone: bool,
     ) -> None:  # fmt: skip
-        super().__init__(cursor, 1, new_lane, now_us)
         self._fast = fast
+        super().__init__(cursor, new_lane, now_us)
         self._filing = filing
         self._lanes = lanes
         self._turn_us, self._spin_us = (TURN_US, SPIN_US) if alone else (SHARED_TURN_US, 0)
         self._who = [""]
-        self._deadlines = cursor.deadlines
         self.fd = fast.fd
+
+    @property
+    def lease_us(self) -> int:
+        """See Desk."""
+        return self._fast.lease_us
+
+    @lease_us.setter
+    def lease_us(self, until_us: int) -> None:
+        self._fast.lease_us = until_us
 
     def begin(self, origin_ns: int) -> None:
         """See Desk."""
@@ -277,7 +303,6 @@ class FastDesk(Desk):
     def hand_out(self) -> None:
         """See Desk."""
         fast = self._fast
-        fast.lease_us = self.lease_us
         until = self._now_us() + self._turn_us
         while True:
             self._wake(fast.turn(self._turn_us, self._spin_us))
@@ -289,7 +314,6 @@ class FastDesk(Desk):
     def freed(self, lane: DeskLane, now_us: int, *, takes: bool) -> Job | None:
         """See Desk."""
         self._learn()
-        self._fast.lease_us = self.lease_us
         while takes and (due := self.cursor.next_due_us()) is not None:
             if not due <= now_us <= self.lease_us:
                 break
@@ -305,8 +329,7 @@ class FastDesk(Desk):
 
     def second(self) -> tuple[int, int]:
         """See Desk."""
-        waited, idle_ns = self._fast.second()
-        return waited, idle_ns
+        return self._fast.second()
 
     def wake_late(self, now_us: int, signal: object) -> None:
         """See Desk."""
@@ -321,11 +344,12 @@ class FastDesk(Desk):
         """See Desk."""
         return self._fast.busy
 
-    def file(self, filing: Filing) -> None:
+    def file(self) -> None:
         """See Desk."""
+        filing, deadlines = self._filing, self.cursor.deadlines
         for where, kind, crossed, who, count, rows in self._fast.cut():
             if who < 0:
-                filing.expired_so_many(where, kind, crossed, self._deadlines[kind], count)
+                filing.expired_so_many(where, kind, crossed, deadlines[kind], count)
             else:
                 filing.ordinary(where, kind, crossed, self._who[who], rows)
 
@@ -343,7 +367,10 @@ class FastDesk(Desk):
 
     def _learn(self) -> None:
         """Replicas that lanes have heard of are ordinary from now on."""
-        for said, shown in self._filing.names()[len(self._who) :]:
+        names = self._filing.names
+        if len(names) == len(self._who):
+            return
+        for said, shown in islice(names.items(), len(self._who), None):
             if not self._fast.know(said.encode("latin-1")):
                 break
             self._who.append(shown)
@@ -362,7 +389,7 @@ def make_desk(
         for rule, heads in zip(rules, head_only, strict=True)
     ]
     if not COMPILED or os.environ.get(PLAIN) or secure or not any(ordinary):
-        return Desk(Cursor(plan, blocks, filing), size, new_lane, now_us)
+        return PlainDesk(Cursor(plan, blocks, filing), size, new_lane, now_us)
     kinds = [
         (plain, plan.deadline_us(number), sorted(rule.expect_status), _fine(rule), payloads[number])
         for number, (plain, rule) in enumerate(zip(ordinary, rules, strict=True))

@@ -154,11 +154,7 @@ class Engine:
         """A lane is free: an overdue arrival for it, or None and it is parked."""
         job = self._desk.freed(lane, now_us, takes=self._running)
         if job is None and self._running:
-            if not self._desk.is_due(now_us):
-                self._rearm(now_us)
-            elif not self._called:  # a busy loop is never idle: not by the spin
-                self._called = True
-                self.loop.run_callback(self._guarded(self._pace))
+            self._rearm(now_us)
         return job
 
     def broke(self, error: BaseException) -> None:
@@ -187,6 +183,11 @@ class Engine:
         due = self._desk.next_due_us()
         if due is None or now_us > self._desk.lease_us or not self._running:
             self._spin.stop()
+        elif due <= now_us:  # not by the spin: a busy loop is never idle
+            self._spin.stop()
+            if not self._called:
+                self._called = True
+                self.loop.run_callback(self._guarded(self._pace))
         elif due - now_us <= SPIN_US:
             if not self._spin.active:
                 self._spin.start(self._guarded(self._spun))
@@ -238,7 +239,7 @@ class Engine:
         self._idle_ns = 0
         self._second = now_us // SECOND
         self._cursor.forget(now_us)
-        self._desk.file(self.filing)
+        self._desk.file()
         self._report(self.filing.cut(now_us))
 
     def _finish_if_drained(self) -> None:
@@ -262,7 +263,7 @@ class Engine:
         self._running = False
         self._quiet()
         self.filing.stalled(self._second * SECOND, *self._stalls.take())
-        self._desk.file(self.filing)
+        self._desk.file()
         self._report(self.filing.cut(self.now_us(), done=True))
         self.finished.set()
 
