@@ -21,6 +21,27 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCKERD = shutil.which("dockerd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 START_S = 20.0
 
+WORKING = """
+import os, threading, time
+
+def burn():  # a third of a CPU
+    while True:
+        end = time.monotonic() + 0.01
+        while time.monotonic() < end: pass
+        time.sleep(0.02)
+
+def read():  # fills the page cache, which the kernel can take back: nobody is killed for it
+    with open("/tmp/sparse", "w+b") as file:
+        file.truncate(300 << 20)
+        while True:
+            file.seek(0)
+            while file.read(1 << 20): time.sleep(0.002)
+
+work = {"burn": burn, "read": read}.get(os.environ.get("WORK", ""))
+if work: threading.Thread(target=work, daemon=True).start()
+"""
+"""Put before a program that runs in a container, it does beside it what WORK says."""
+
 
 def url_of_host() -> str:
     """Where docker is asked for on this host."""

@@ -63,9 +63,9 @@ def on_daemon(daemon):
 
 # ------------------------------------------------------------------------------- one scene
 
-# Answers its name; /leaf asks the first of LEAVES. WORK: what it does beside.
+# Answers its name; /leaf asks the first of LEAVES.
 PROGRAM = """
-import http.server, os, signal, sys, threading, time, urllib.request
+import http.server, os, signal, urllib.request
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -79,22 +79,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
     def log_message(self, *words): pass
 
-def burn():  # a third of a CPU
-    while True:
-        end = time.monotonic() + 0.01
-        while time.monotonic() < end: pass
-        time.sleep(0.02)
-
-def read():  # fills the page cache, which the kernel can take back: nobody is killed for it
-    with open("/tmp/sparse", "w+b") as file:
-        file.truncate(300 << 20)
-        while True:
-            file.seek(0)
-            while file.read(1 << 20): time.sleep(0.002)
-
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-work = {"burn": burn, "read": read}.get(os.environ.get("WORK", ""))
-if work: threading.Thread(target=work, daemon=True).start()
 http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 """
 
@@ -117,7 +102,7 @@ def stack(folder, kinds, **front):
     """One service with one replica a kind, and a front that calls the first."""
     service = {
         "image": "survive-reference",
-        "command": ["python3", "-c", PROGRAM],
+        "command": ["python3", "-c", dockertools.WORKING + PROGRAM],
         "ports": ["127.0.0.1::8000"],
     }
     described = {

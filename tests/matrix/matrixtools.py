@@ -239,20 +239,6 @@ ENDINGS: dict[str, Ending] = {
 }
 
 
-# To a fault they are one: survive lives and stops in order, or is killed with nobody else, or
-# nothing is injected at all.
-ALIKE = (
-    "exception",
-    "sigint",
-    "sigint-twice",
-    "sigterm",
-    "sighup",
-    "kill-group",
-    "record-full",
-    "disk-full",
-)
-
-
 def applies(kind: str, ending: str) -> bool:
     """A one-shot has no heal to hang; only faults on links have a proxy, packets need none."""
     fault = Catalog(plugins=False).fault(kind)

@@ -59,9 +59,9 @@ SETTINGS: dict[str, dict[str, object]] = {
 }
 CERTIFIED = frozenset({"dependency.expired_certificate"})  # kinds that need a link with TLS
 
-# Answers whatever it is asked, with the Date of its own clock. WORK: what it does beside.
+# Answers whatever it is asked, with the Date of its own clock.
 WEB = """
-import asyncio, os, signal, sys, threading, time
+import asyncio, os, signal, sys, time
 
 async def serve(reader, writer):
     last = False
@@ -74,26 +74,11 @@ async def serve(reader, writer):
         await writer.drain()
     writer.close()
 
-def burn():  # a third of a CPU
-    while True:
-        end = time.monotonic() + 0.01
-        while time.monotonic() < end: pass
-        time.sleep(0.02)
-
-def read():  # fills the page cache, which the kernel can take back: nobody is killed for it
-    with open("/tmp/sparse", "w+b") as file:
-        file.truncate(300 << 20)
-        while True:
-            file.seek(0)
-            while file.read(1 << 20): time.sleep(0.002)
-
 async def main():
     server = await asyncio.start_server(serve, sys.argv[1] or None, int(sys.argv[2]))
     await server.serve_forever()
 
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # a container's first process has no other
-work = {"burn": burn, "read": read}.get(os.environ.get("WORK", ""))
-if work: threading.Thread(target=work, daemon=True).start()
 asyncio.run(main())
 """
 
@@ -375,7 +360,7 @@ class Containers(Stage):
         work = {"container.cpu": "burn", "container.memory": "read"}.get(self.fault.kind, "")
         service = {
             "image": "survive-reference",
-            "command": ["python3", "-c", WEB, "", "8000"],
+            "command": ["python3", "-c", dockertools.WORKING + WEB, "", "8000"],
             "ports": ["127.0.0.1::8000"],
             "environment": {"WORK": work},
         }
