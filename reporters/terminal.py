@@ -24,8 +24,6 @@ from survive.judge.verdict import (
     FaultReport,
     LoadReport,
     Number,
-    Spread,
-    Stalls,
     Verdict,
     Word,
 )
@@ -35,9 +33,9 @@ from survive.record.rates import mean_rps
 from survive.units import SECOND
 
 from . import axis as draw
-from . import words
+from . import told, words
 from .glyphs import UNICODE, Glyphs, fill, glyphs_for
-from .inputs import Second, StoredRun, ended_us, fields_of
+from .inputs import Second, StoredRun, ended_us
 from .matrix import Square, matrix_of, rows
 from .sentence import observed_text, sentence
 
@@ -51,17 +49,9 @@ _LABEL = 10  # left-hand column of the blocks below it
 _BOUND = re.compile(r"(?<=\w) (?=\d)|(?<=\d) (?=(?:%|ms|s|requests?)(?!\w))|(?<=requests,) ")
 _REASONS = 8  # more stand in verdict.json
 _SQUARE = 6  # least width of a square of the matrix: FAILED
-_AMPLIFIED = 1.01  # attempts per intent that are worth a word
-_UNFAIR_FACTOR, _UNFAIR_FAILURES = 1.25, 5  # a lucky draw among few failures accuses nobody
 
 _STYLE = {Word.SURVIVED: "green", Word.FAILED: "bold red", Word.INCONCLUSIVE: "bold yellow"}
-_SAID = {
-    "real": "faults are effects of the OS or of physics",
-    "induced": "real symptoms of another cause",
-    "reported": "some faults are in telemetry only",
-    "emulated": "some faults are a proxy's or shim's",
-    "simulated": "stand-ins, not the real thing",
-}
+_TONE = {"": "", "open": "bold yellow", "bad": "bold red"}
 
 
 class TerminalReporter:
@@ -117,18 +107,13 @@ class Report:
         seed = self.glyphs.short(f"{words.span(ended_us(self.record))}  seed {plan.seed}", 24)
         left = Text.assemble(("survive ", draw.FAINT), (name, "bold"))
         yield self._apart(left, Text(seed))
-        host = str(self._started("host") or "unknown")
-        grade = f"grade {self.verdict.grade}: {_SAID.get(self.verdict.grade, '')}".rstrip(": ")
-        for piece in self._wrapped(f"{host} host, scale {plan.scale}, {grade}", self.width):
+        for piece in self._wrapped(told.conditions(self.record, self.verdict), self.width):
             yield Text(piece)
         if plan.closed:
             for piece in self._wrapped(words.CLOSED, self.width):
                 yield Text(piece, "bold")
-        if host == "virtual":
-            yield Text("time, network and services were simulated in one process")
-
-    def _started(self, field: str) -> object:
-        return fields_of(self.record, "run_started").get(field, self.record.manifest.get(field))
+        if told.host(self.record) == "virtual":
+            yield Text(told.VIRTUAL)
 
     def _section(self, title: str, body: Iterable[Text]) -> Iterator[Text]:
         """A blank line, the title, the body; nothing at all without a body."""
@@ -153,6 +138,9 @@ class Report:
             shown = label if index == 0 else ""
             yield Text.assemble((f"  {shown:<{_LABEL}}", draw.FAINT), (piece, style))
 
+    def _line(self, line: told.Line) -> Iterator[Text]:
+        yield from self._labelled(line.label, line.text, _TONE[line.tone])
+
     def _wrapped(self, text: str, room: int) -> list[str]:
         """Broken between words only, never between a number and its unit or name."""
         clean = self.glyphs.clean(text)
@@ -170,26 +158,22 @@ class Report:
             return
         table = _Columns.fit(cells, self.width)
         yield from (Text(), self._titled("objectives", table.heading()))
-        told: list[str] = []  # a reason that several cells share in a row is told once
+        last: list[str] = []  # a reason that several cells share in a row is told once
         for name, group in groupby(cells, key=lambda cell: cell.name):
             same = list(group)
             limits = {(cell.metric, cell.limit) for cell in same}
             title = self.glyphs.short(name, self.width // 2)
-            limit = ",  ".join(self._limit(cell) for cell in same[: len(limits)])
+            limit = ",  ".join(told.limit(cell, self.glyphs) for cell in same[: len(limits)])
             yield Text.assemble(
                 "  ", (title, "bold"), "  ", (self.glyphs.short(limit, self.width // 2 - 4), "")
             )
             for cell in same:
                 yield from self._cell(table, cell)
-                notes = list(self._notes(cell))
-                for note in () if notes == told else notes:
+                notes = list(told.notes(cell))
+                for note in () if notes == last else notes:
                     for piece in self._wrapped(note, self.width - 6):
                         yield Text(f"      {piece}", draw.FAINT)
-                told = notes
-
-    def _limit(self, cell: Cell) -> str:
-        sign = self.glyphs.at_least if cell.bound == "min" else self.glyphs.at_most
-        return f"{cell.metric} {sign} {words.quantity(cell.limit, cell.unit)}"
+                last = notes
 
     def _cell(self, table: _Columns, cell: Cell) -> Iterator[Text]:
         request = self.glyphs.short(cell.request or "all", table.request)
@@ -206,21 +190,6 @@ class Report:
             f"  {words.count(cell.n):>{table.n}}  ",
             (_shout(cell.verdict), _STYLE[cell.verdict]),
         )
-
-    def _notes(self, cell: Cell) -> Iterator[str]:
-        if cell.unit == "ms" and (
-            _is_infinite(cell.observed) or _shown(cell.observed_ok) != _shown(cell.observed)
-        ):
-            share = words.share(cell.bad / cell.n, significant=2) if cell.n else "none"
-            quantile = cell.metric.rpartition(".")[2]
-            yield (
-                f"{quantile} = {_shown(cell.observed)} ({share} failed or late), "
-                f"of successes alone {_shown(cell.observed_ok)}"
-            )
-        if cell.with_faults:
-            yield f"with {', '.join(cell.with_faults)}"
-        if cell.why:
-            yield cell.why
 
     # --------------------------------------------------------------- timeline
 
@@ -274,7 +243,7 @@ class Report:
         p99 = [_worst(rows) for rows in columns]
         known = [v for v in p99 if isinstance(v, int | float) and not math.isinf(v)]
         worst = words.milliseconds(max(known)) if known else words.NOTHING
-        if any(_is_infinite(value) for value in p99):
+        if any(told.is_infinite(value) for value in p99):
             worst = "inf"
         yield "p99 (log)", draw.logarithmic(p99, self.glyphs), worst
         bad = [_bad_share(rows) for rows in columns]
@@ -289,44 +258,11 @@ class Report:
         name = self.glyphs.short(fault.name, self.width // 3)
         rest = f"  {fault.kind}, grade {fault.grade}, on {fault.target}"
         yield Text.assemble((name, "bold"), self.glyphs.short(rest, self.width - cell_len(name)))
-        yield from self._labelled("when", _when(fault))
-        proven = fault.proof == "proven"
-        said = "proven" if proven else f"NOT PROVEN: {fault.proof}"
-        yield from self._labelled("proof", said + _seen(fault), "" if proven else "bold yellow")
-        if fault.planned_heal_s is not None:
-            gone = fault.heal_proof == "proven"
-            healed = "proven gone" if gone else f"NOT PROVEN: {fault.heal_proof}"
-            yield from self._labelled("heal", healed, "" if gone else "bold red")
-        yield from self._labelled("effect", _effect(fault))
-        if fault.metastable:
-            metastable = "METASTABLE: the fault is gone, the load is as before, and it stays broken"
-            yield from self._labelled("", metastable, "bold red")
-        if fault.note:
-            yield from self._labelled("note", fault.note)
-        for loop in self.verdict.loops if fault.metastable else ():
-            yield from self._labelled("loop", loop.told)
-        if cost := _cost(fault):
-            yield from self._labelled("cost", cost)
-        if fault.failures:
-            yield from self._labelled("failures", self._classes(fault.failures))
-        for line in self._unfair(fault):
-            for index, piece in enumerate(self._wrapped(line, self.width - 4)):
+        for line in told.of_fault(self.verdict, fault, self.glyphs):
+            yield from self._line(line)
+        for said in told.unfair(fault):
+            for index, piece in enumerate(self._wrapped(said, self.width - 4)):
                 yield Text(f"  {'  ' if index else ''}{piece}", "bold")
-
-    def _classes(self, failures: Sequence[tuple[str, int]]) -> str:
-        shown = [f"{why or 'unknown'} {self.glyphs.times} {words.count(n)}" for why, n in failures]
-        rest = len(shown) - 5
-        return ", ".join(shown[:5]) + (f", and {words.plural(rest, 'other class')}" * (rest > 0))
-
-    def _unfair(self, fault: FaultReport) -> Iterator[str]:
-        total = sum(replica.failed for replica in fault.replicas)
-        for one in fault.replicas:
-            if total >= _UNFAIR_FAILURES and one.factor >= _UNFAIR_FACTOR:
-                yield (
-                    f"{one.replica} took {words.digits(one.share * 100, 2)} % of failures, "
-                    f"fair share {words.digits(one.fair * 100, 2)} % "
-                    f"(black-hole factor {words.digits(one.factor, 2)})"
-                )
 
     # ----------------------------------------------------------------- matrix
 
@@ -354,118 +290,19 @@ class Report:
     def _episodes(self) -> Iterator[Text]:
         """Repeats of a fault, summed up."""
         for one in self.verdict.episodes:
-            unit = "share" if one.measure == "success" else "s"
-            spread = (
-                f"median {words.quantity(one.median, unit)}, "
-                f"worst {words.quantity(one.worst, unit)} of {len(one.values)}"
-            )
-            interval = words.interval(one.low, one.high, unit)
-            held = f" ({interval}, {words.share(one.confidence, significant=2)} CI)"
-            measure = one.measure.removesuffix("_s").replace("_", " ")
-            yield from self._labelled(
-                self.glyphs.short(one.fault, _LABEL), f"{measure}: {spread}{held * bool(interval)}"
-            )
+            fault = self.glyphs.short(one.fault, _LABEL)
+            yield from self._labelled(fault, told.of_episodes(one))
 
     # ------------------------------------------------------------------- load
 
     def _load(self, load: LoadReport) -> Iterator[Text]:
-        planned = (
-            ("sent", load.sent),
-            ("expired", load.expired),
-            ("unsent", load.unsent),
-            ("lost", load.lost),
-        )
-        fates = (
-            ("ok", load.ok),
-            ("failed", load.failed),
-            ("timed_out", load.timed_out),
-            ("abandoned", load.abandoned),
-            ("in_flight", load.in_flight),
-        )
-        if load.planned is not None:
-            yield from self._sum("planned", load.planned, planned)
-        if load.users is not None:
-            there = words.share(load.users.present, significant=3)
-            yield from self._labelled(
-                "users", f"{words.count(load.users.most)} at most, there for {there} of their time"
-            )
-        yield from self._sum("sent", load.sent, fates)
-        ratio = load.attempts / load.sent if load.sent else 0.0
-        offered = "" if load.offered_rps is None else f"offered {words.rate(load.offered_rps)}, "
-        yield from self._labelled(
-            "rate",
-            f"{offered}achieved {words.rate(load.achieved_rps)}; "
-            f"{words.plural(load.attempts, 'attempt')}, {words.digits(ratio, 4, [1.0])} each",
-        )
-        if self.record.plan.locustfile:
-            yield from self._labelled("send lag", "not known: when to ask is Locust's own matter")
-        else:
-            yield from self._spread("send lag", load.send_lag_ms, "the harness's lateness")
-        machine = self._machine()
-        if machine:
-            yield from self._labelled("machine", machine)
-        affinity = self._affinity()
-        if affinity:
-            yield from self._labelled("affinity", affinity)
-        if not self.record.plan.closed:
-            yield from self._spread("lane wait", load.lane_wait_ms, "for a free connection")
-        if load.starved_s:
-            starved = words.plural(load.starved_s, "second")
-            yield from self._labelled(
-                "starved", f"in {starved} THE HARNESS WAS THE BOTTLENECK", "bold red"
-            )
-        if load.stalls.over_10_ms:
-            yield from self._labelled("stalls", _stood_still(load.stalls))
-        cpu = self._cpu()
-        if cpu:
-            yield from self._labelled("CPU", cpu)
-
-    def _sum(self, label: str, total: int, parts: Sequence[tuple[str, int]]) -> Iterator[Text]:
-        """A conservation sum, checked here once more: a report must not print a false equation."""
-        holds = total == sum(number for _, number in parts)
-        sign = "=" if holds else self.glyphs.unequal
-        terms = " + ".join(f"{name} {words.count(number)}" for name, number in parts)
-        lost = "" if holds else "  NOT CONSERVED"
-        text = f"{words.count(total)} {sign} {terms}{lost}"
-        yield from self._labelled(label, text, "" if holds else "bold red")
-
-    def _spread(self, label: str, spread: Spread, meaning: str) -> Iterator[Text]:
-        values = (("p50", spread.p50), ("p99", spread.p99), ("max", spread.max))
-        text = "  ".join(f"{name} {_shown(value):>8}" for name, value in values)
-        meaning = f"  {meaning}" if self.width >= _ROOMY else ""
-        yield Text.assemble((f"  {label:<{_LABEL}}", draw.FAINT), text, (meaning, draw.FAINT))
-
-    def _machine(self) -> str:
-        """What send lag is to be compared with: nobody wakes up earlier than the machine can."""
-        usage = fields_of(self.record, "run_ended").get("usage") or {}
-        woken, stalled = usage.get("wake_up_ms_p99"), usage.get("cpu_stalled_share")
-        said = []
-        if isinstance(woken, int | float):
-            said.append(f"own wake-ups p99 {_shown(float(woken)).strip()}")
-        if isinstance(stalled, int | float):
-            said.append(f"cores waited for {words.digits(100 * stalled, 2)} % of the time")
-        return ", ".join(said)
-
-    def _affinity(self) -> str:
-        """Who ran where, if the scenario asked; "" if it did not."""
-        usage = fields_of(self.record, "run_ended").get("usage") or {}
-        asked = usage.get("affinity")
-        if not isinstance(asked, dict):
-            return ""
-        if asked.get("why"):
-            return f"nothing was pinned: {self.glyphs.clean(str(asked['why']))}"
-        load, rest = (", ".join(map(str, asked.get(who) or ())) for who in ("load", "rest"))
-        return f"load alone on core {load}, all else on {rest}"
-
-    def _cpu(self) -> str:
-        usage = fields_of(self.record, "run_ended").get("usage") or {}
-        known = [(who, usage.get(f"{who}_cores")) for who in ("target", "harness")]
-        said = [
-            f"{who} {words.digits(float(cores), 2)} cores"
-            for who, cores in known
-            if isinstance(cores, int | float)
-        ]
-        return ", ".join(said)
+        for line in told.of_load(self.record, load, self.glyphs):
+            if line.aside:
+                aside = f"  {line.aside}" if self.width >= _ROOMY else ""
+                label = f"  {line.label:<{_LABEL}}"
+                yield Text.assemble((label, draw.FAINT), line.text, (aside, draw.FAINT))
+            else:
+                yield from self._line(line)
 
     # ---------------------------------------------------------------- verdict
 
@@ -476,9 +313,7 @@ class Report:
                 yield Text(f"  {'-' if index == 0 else ' '} {piece}")
         if len(rest) > _REASONS:
             yield Text(f"  - and {len(rest) - _REASONS} more in verdict.json")
-        unproven = fields_of(self.record, "run_ended").get("unproven_heals") or ()
-        hands = [left.get("by_hand") for left in unproven if isinstance(left, dict)]
-        for by_hand in dict.fromkeys(str(line) for line in hands if line):
+        for by_hand in told.by_hand(self.record):
             # Never wrapped: it is to be copied.
             yield Text.assemble("    by hand: ", (self.glyphs.clean(by_hand), "bold"))
 
@@ -533,27 +368,9 @@ class _Columns:
         return f"  {words.interval(cell.low, cell.high, cell.unit):<{self.interval}}"
 
 
-def _stood_still(stalls: Stalls) -> str:
-    """Turns of the load's loop in which nothing could be sent, and whose doing they were."""
-    text = (
-        f"{words.count(stalls.over_10_ms)} over 10 ms, {words.count(stalls.over_100_ms)} over "
-        f"100 ms, longest {_shown(stalls.longest_ms).strip()}"
-    )
-    others = f"; {words.count(stalls.preempted)} while others had the core" * bool(stalls.preempted)
-    return text + others
-
-
-def _shown(value: Number) -> str:
-    return words.quantity(value, "ms")
-
-
 def _shout(word: Word) -> str:
     """FAILED stands out without colour."""
     return word.upper() if word is Word.FAILED else str(word)
-
-
-def _is_infinite(value: Number) -> bool:
-    return value == "inf" or (isinstance(value, float) and math.isinf(value))
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -562,7 +379,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _worst(rows: Sequence[Second]) -> Number:
     values = [row.p99_ms for row in rows if row.p99_ms is not None]
-    if any(_is_infinite(value) for value in values):
+    if any(told.is_infinite(value) for value in values):
         return "inf"
     return max((float(value) for value in values), default=None)
 
@@ -585,64 +402,3 @@ def _in_square(square: Square, width: int) -> str:
     word = {Word.FAILED: "FAILED", Word.INCONCLUSIVE: "?"}.get(square.verdict, "ok")
     number = observed_text(square.worst)
     return f"{word} {number}" if len(word) + 1 + len(number) <= width else word
-
-
-def _cost(fault: FaultReport) -> str:
-    """What an incident like this one costs of a month, and whether somebody is woken."""
-    parts = []
-    if fault.budget is not None and fault.budget.bad:
-        budget = fault.budget
-        pages = "would page" if budget.pages else "would not page"
-        parts.append(
-            f"{words.share(budget.share, significant=2)} of a 30-day error budget "
-            f"({budget.objective}), {pages} "
-            f"(burn {words.digits(budget.burn_1h, 2)} over 1 h, "
-            f"{words.digits(budget.burn_5m, 2)} over 5 min)"
-        )
-    if fault.amplification is not None and fault.amplification > _AMPLIFIED:
-        parts.append(f"{words.digits(fault.amplification, 3)} attempts each")
-    return "; ".join(parts)
-
-
-def _when(fault: FaultReport) -> str:
-    def moment(planned: float, actual: float | None) -> str:
-        late = "never" if actual is None else f"{actual - planned:+.2f} s"
-        return f"{planned:.1f} s ({late})"
-
-    said = f"inject {moment(fault.planned_at_s, fault.injected_at_s)}"
-    if fault.planned_heal_s is None:
-        return f"{said}, one-shot"
-    return f"{said}, heal {moment(fault.planned_heal_s, fault.healed_at_s)}"
-
-
-def _seen(fault: FaultReport) -> str:
-    seen = "" if fault.active_share is None else f", active in {words.share(fault.active_share)}"
-    of = " of looks" if seen else ""
-    return f"{seen}{of}" + (f": {fault.evidence}" if fault.evidence else "")
-
-
-def _effect(fault: FaultReport) -> str:
-    if fault.proof != "proven":
-        return "not judged: the fault was not proven"
-    since = "heal" if fault.planned_heal_s is not None else "inject"
-    hurt = fault.error_window_s != 0  # else there was nothing to absorb or to recover from
-    parts = []
-    if fault.planned_heal_s is not None:
-        absorbed = _after("absorbed", fault.absorbed_after_s, "inject")
-        parts.append(absorbed or ("not seen to be absorbed" if hurt else ""))
-    recovered = _after("recovered", fault.recovered_after_s, since)
-    parts.append(recovered or ("not seen to recover" if hurt else ""))
-    if fault.error_window_s is not None:
-        window = f"error window {words.seconds(fault.error_window_s)}"
-        parts.append(window if fault.error_window_s else "no error window")
-    if fault.residual is not None:
-        residual = f"residual {fault.residual * 100:+.2g} % bad"
-        parts.append(residual if fault.residual else "no residual")
-    return ", ".join(part for part in parts if part)
-
-
-def _after(what: str, seconds: float | None, since: str) -> str:
-    """Resolution is 1 s, so 0 means within the first second; "" if it was not seen."""
-    if seconds is None:
-        return ""
-    return f"{what} {words.seconds(seconds)} after {since}" if seconds else f"{what} at once"
