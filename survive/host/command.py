@@ -26,6 +26,7 @@ from survive.chaos.permission import permitted
 from survive.contracts import Json
 from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError, UsageError
 from survive.host.machine import machine_warnings
+from survive.host.reports import in_repository, write_own_reports
 from survive.judge.explain import too_few
 from survive.judge.extend import extended, extension_us
 from survive.judge.faults import heals_owed
@@ -257,6 +258,7 @@ def _run_in(context: RunContext, virtual: bool) -> Episode:
         return Episode(context.plan.seed, context.folder, error.exit_code)
     verdict = judge(record, context.scenario)
     _write_json(context.folder / "verdict.json", verdict.to_json())
+    write_own_reports(context.catalog, record, verdict)
     _point_latest(context.folder)
     return Episode(context.plan.seed, context.folder, verdict.exit_code, record, verdict)
 
@@ -425,6 +427,8 @@ def _write_manifest(context: RunContext, virtual: bool) -> None:
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "lanes": _lanes(context.plan),
+            "file": in_repository(context.scenario.file),
+            "lines": dict(context.scenario.lines),
         },
     )
 

@@ -41,7 +41,7 @@ from survive.scenario.overrides import (
 from survive.scenario.probing import make_probes
 from survive.scenario.target import TargetSource, check_env, check_target, make_target
 from survive.scenario.traffic import make_load, make_requests, make_retries
-from survive.scenario.tree import MAX_BYTES, Entry, Node, plain, read_tree, unshared
+from survive.scenario.tree import MAX_BYTES, Entry, Node, at, plain, read_tree, unshared
 from survive.scenario.tree import read_scalar as plain_scalar
 
 SCENARIO_FILE = "scenario.yaml"
@@ -228,7 +228,16 @@ class _Job:
             warnings=tuple(check.warnings),
             probes=parts.probes,
             retries=make_retries(model.clients),
+            file=self.path,
+            lines=self.lines(),
         )
+
+    def lines(self) -> dict[str, int]:
+        """Of each objective, the line of the file that names it; none for one of ``--set``."""
+        named = at(self.draft.root, "objectives").value
+        entries = named if isinstance(named, dict) else {}
+        ours = self.draft.root.where.file
+        return {name: e.where.line for name, e in entries.items() if e.where.file == ours}
 
 
 @dataclass(frozen=True, slots=True)

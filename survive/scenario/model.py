@@ -428,3 +428,5 @@ class Scenario:
     retries: Retries = Retries()
     kills: Mapping[str, str] = field(default_factory=dict)  # weakness → objective; see survive.exam
     claims: Mapping[str, str] = field(default_factory=dict)  # what people say → objective
+    file: Path | None = None  # as it was named to us; None = it was made by no file
+    lines: Mapping[str, int] = field(default_factory=dict)  # of its objectives in that file
