@@ -1,7 +1,8 @@
 """Finds faults, targets and reporters by name; built-ins load exactly as a team's own files do.
 
 A name is looked up in ``<folder>/`` beside the scenario and in each parent up to the repository
-root, then among the built-ins (this checkout, or ``survive/builtin`` in a wheel). Folders are
+root (without a repository: beside it, and beside the ``scenarios/`` that it is in), then among the
+built-ins (this checkout, or ``survive/builtin`` in a wheel). Folders are
 mounted as ``survive_ext.<where>.<folder>`` so that siblings import each other relatively. Only the
 file that a name points to is executed; listing reads the syntax tree.
 """
@@ -42,7 +43,7 @@ def search_path(start: Path | None) -> list[Path]:
             if (candidate / ".git").exists():
                 break
         else:
-            roots = [folder]
+            roots = [folder, folder.parent] if folder.name == "scenarios" else [folder]
     builtin = builtin_root()
     return [root for root in roots if root != builtin] + [builtin]
 

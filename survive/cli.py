@@ -57,6 +57,28 @@ def plugins_option(command: F) -> F:
     return option(command)
 
 
+@cli.command(short_help="Write a scenario and its target to begin with.")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
+@click.option(
+    "--target",
+    type=click.Choice(["reference", "url", "process", "compose"]),
+    help="What is tested: the AI stack of survive (default), what runs already, what it starts.",
+)
+@click.option("--url", metavar="URL", help="What runs already: http://127.0.0.1:8080/path")
+@click.option("--name", help="Of the scenario; default that of the folder.")
+@click.option(
+    "--ci",
+    type=click.Choice(["github", "gitlab", "none"]),
+    help="Write a gate, too; default for whose files are there already.",
+)
+@click.option("--force", is_flag=True, help="Overwrite what is there.")
+def init(**asked: Any) -> ExitCode:
+    """Write a scenario that runs at once into FOLDER, its target, and what editors and git need."""
+    from survive.starter.command import Asked, init_project
+
+    return init_project(Asked(**asked))
+
+
 @cli.command()
 @scenario_options
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
