@@ -261,11 +261,20 @@ def report(folder: Path, form: str, output: Path | None) -> ExitCode:
 @click.option("--check", is_flag=True, help="Change nothing; exit 0 only on a clean host.")
 @click.option("--run", "run_id", help="Only this run.")
 @click.option("--force", is_flag=True, help="Even if its owner seems alive (with --run).")
-def heal(check: bool, run_id: str | None, force: bool) -> ExitCode:
-    """Mend what a dead run left behind, from its ledger alone."""
+@click.option(
+    "--acknowledge",
+    is_flag=True,
+    help="You looked at what the ledger's unreadable lines may have left (with --run).",
+)
+def heal(check: bool, run_id: str | None, force: bool, acknowledge: bool) -> ExitCode:
+    """Mend what a dead run left behind, from its ledger alone.
+
+    Exits 5 while anything is left, or a ledger has lines that cannot be read: what they told of is
+    then not known, until somebody has looked and says so with --acknowledge.
+    """
     from survive.host.command import heal_host
 
-    return heal_host(check=check, run_id=run_id, force=force)
+    return heal_host(check=check, run_id=run_id, force=force, acknowledge=acknowledge)
 
 
 @cli.command(short_help="Stop all runs of this user, heal, and refuse new ones.")

@@ -81,7 +81,10 @@ def _pull() -> None:
 def _living() -> list[tuple[Path, Owner]]:
     found = []
     for folder in folders():
-        owner = Ledger.read(folder / LEDGER).owner
+        try:
+            owner = Ledger.read(folder / LEDGER).owner
+        except OSError:
+            continue  # healing tells of it
         if owner is not None and owner.alive() and owner.survive.pid != os.getpid():
             found.append((folder, owner))
     return found

@@ -21,7 +21,17 @@ from survive.chaos import netns, processes
 from survive.chaos.cleaners import CLEAN_S, LOOK_S, cleaner
 from survive.chaos.executor import HEAL_S, perform
 from survive.chaos.handles import by_hand, open_handle
-from survive.chaos.ledger import LEDGER, PROXY, Ledger, LedgerError, Named, Story, folders
+from survive.chaos.ledger import (
+    LEDGER,
+    PROXY,
+    Ledger,
+    LedgerError,
+    Named,
+    Owner,
+    Story,
+    folders,
+    is_written,
+)
 from survive.clock import LoopClock
 from survive.contracts import OBSERVE_S, Active, FaultFailedError, Injection, Observation
 from survive.errors import RefusedError, SurviveError, UsageError
@@ -71,35 +81,70 @@ class HealResult:
 
 
 def heal_leftovers(
-    *, run: str | None = None, force: bool = False, check: bool = False
+    *,
+    run: str | None = None,
+    force: bool = False,
+    check: bool = False,
+    acknowledge: bool = False,
 ) -> HealResult:
     """Mend the host from every ledger; ``check`` = change nothing, list what is left.
 
     Touches only runs whose owners (survive and agent) are gone; ``run`` with ``force`` ends the
-    agent of that run first. Raises UsageError for an unknown run or ``force`` without a run,
-    RefusedError if the named run still has an owner.
+    agent of that run first, with ``acknowledge`` the unreadable lines of its ledger were looked
+    into by a person and keep the host unclean no more. Raises UsageError for an unknown run or
+    either of them without a run, RefusedError if the named run still has an owner.
     """
-    return asyncio.run(heal_all(run=run, force=force, check=check))
+    return asyncio.run(heal_all(run=run, force=force, check=check, acknowledge=acknowledge))
 
 
 async def heal_all(
-    *, run: str | None = None, force: bool = False, check: bool = False
+    *,
+    run: str | None = None,
+    force: bool = False,
+    check: bool = False,
+    acknowledge: bool = False,
 ) -> HealResult:
     """heal_leftovers for callers that have a loop."""
     findings: list[Finding] = []
     running: list[str] = []
+    if acknowledge and (run is None or check):
+        raise UsageError(
+            "--acknowledge needs --run ID, and no --check",
+            hint="it says that a person has looked at what that run may have left",
+        )
     for folder in _chosen(run, force):
-        story = Ledger.read(folder / LEDGER)
+        path = folder / LEDGER
+        try:
+            story = Ledger.read(path)
+            unnamed = story.owner is None and story.damage and story.ended is None
+            orphan = unnamed and is_written(path)
+        except OSError as error:
+            findings.append(_closed(folder.name, path, error))
+            continue
+        if orphan:
+            findings.append(_nameless(folder.name, path, story))
+            continue
         if story.owner is not None and story.owner.alive() and story.ended is None:
             if not force:
                 running.append(folder.name)
                 continue
             if not check:
                 await _end_owner(story)
-        findings += await clean_up(folder / LEDGER, check=check)
+        findings += await clean_up(path, check=check, acknowledge=acknowledge)
     if run is not None and running:
         raise RefusedError(f"run {run} is still running", hint="stop it, or heal with --force")
     return HealResult(tuple(findings), tuple(running))
+
+
+def _closed(run: str, path: Path, error: OSError) -> Finding:
+    done = f"cannot be read: {error.strerror or error}"
+    return Finding(run, "its ledger", False, done, by_hand=f"less {path}")
+
+
+def _nameless(run: str, path: Path, story: Story) -> Finding:
+    """Its owner lives and cannot be named: to mend now would be to fight it."""
+    done = f"{'; '.join(story.damage)}, and its agent lives: untouched"
+    return Finding(run, "its ledger", False, done, by_hand=f"fuser -v {path}")
 
 
 def _chosen(run: str | None, force: bool) -> list[Path]:
@@ -122,24 +167,23 @@ async def _end_owner(story: Story) -> None:
         await _until_gone([agent])
 
 
-async def clean_up(path: Path, *, check: bool = False, heal_s: float = HEAL_S) -> list[Finding]:
+async def clean_up(
+    path: Path, *, check: bool = False, acknowledge: bool = False, heal_s: float = HEAL_S
+) -> list[Finding]:
     """End what one run left. Never touches a process that it cannot name by pid and start time.
 
-    ``heal_s`` bounds each fault's own heal; all run side by side.
+    ``heal_s`` bounds each fault's own heal; all run side by side. What stood in unreadable lines
+    is not known, so it counts as left until somebody has looked (``acknowledge``).
     """
     story = Ledger.read(path)
     name = path.parent.name
     if story.ended is True:
-        return _scratch(name, story, check=check)  # a frozen survive may have held on to it
-    if story.owner is None:
-        # Torn before its first entry was whole: nothing was begun without it.
-        damaged = bool(story.injections or story.processes)
-        return (
-            [Finding(name, "a ledger without its owner", False, "left", by_hand=f"less {path}")]
-            if damaged
-            else []
-        )
-    if not story.owner.this_boot():
+        # A frozen survive may have held on to its folder. Whatever could not be read before the
+        # run's last word was known to who spoke it.
+        return _scratch(name, story, check=check)
+    if story.owner is None and not story.damage:
+        return []  # torn before its first entry was whole: nothing was begun without it
+    if story.owner is not None and not story.owner.this_boot():
         # The host was restarted: all that it ran is gone, but not all that it stored.
         found = await _resources(name, story, check=check)
     elif check:
@@ -147,9 +191,24 @@ async def clean_up(path: Path, *, check: bool = False, heal_s: float = HEAL_S) -
     else:
         found = await _mend(name, story, heal_s)
     found += _scratch(name, story, check=check)
+    found += _unknown(path, name, story, acknowledged=acknowledge)
     if not check:
-        found += _last_word(path, name, story, found)
+        found += _last_word(path, name, story, found, acknowledged=acknowledge)
     return found
+
+
+def _unknown(path: Path, run: str, story: Story, *, acknowledged: bool) -> list[Finding]:
+    """What the ledger says no more. Nobody may call the host clean on its word."""
+    if not story.damage:
+        return []
+    what, told = f"its ledger {path}", "; ".join(story.damage)
+    if acknowledged:
+        return [Finding(run, what, True, f"{told}: acknowledged")]
+    done = f"{told}: whatever was told there is not known, and may still be on"
+    line = f"look at what {story.target or run} may still have on, then "
+    return [
+        Finding(run, what, False, done, by_hand=f"{line}survive heal --run {run} --acknowledge")
+    ]
 
 
 def _look(run: str, story: Story) -> list[Finding]:
@@ -203,7 +262,9 @@ def _interface(run: str, *, gone: bool, done: str) -> Finding:
     return Finding(run, what, gone, done, by_hand="" if gone else f"ip link delete {name}")
 
 
-def _last_word(path: Path, run: str, story: Story, found: list[Finding]) -> list[Finding]:
+def _last_word(
+    path: Path, run: str, story: Story, found: list[Finding], *, acknowledged: bool
+) -> list[Finding]:
     """Tell the ledger, so that the next look is short."""
     try:
         ledger = Ledger(path)
@@ -211,6 +272,8 @@ def _last_word(path: Path, run: str, story: Story, found: list[Finding]) -> list
             for injection in story.open_injections():
                 told = [f.gone for f in found if f.injection == injection.id]
                 ledger.healed(injection.id, proven=all(told), rung="ledger")
+            if acknowledged and story.damage:
+                ledger.looked(story.damage)
             ledger.ended(clean=all(finding.gone for finding in found))
         finally:
             ledger.close()
@@ -247,22 +310,28 @@ def _scratch(run: str, story: Story, *, check: bool) -> list[Finding]:
 def leftovers(run: str, story: Story) -> list[tuple[str, Named]]:
     """(label, process) of everything alive that the run started, this process excluded.
 
-    Recorded processes; what they left in their groups, if it is of the agent's session (a group's
-    number alone could be another's by now); and whatever bears the run's mark.
+    What the ledger names, and whatever bears the run's mark. Where the ledger cannot say who
+    wrote it, its pids may be of another boot, and the mark alone counts.
     """
-    assert story.owner is not None
+    found = {} if story.owner is None else _recorded(story, story.owner)
+    for pid, began in processes.marked(run):
+        found.setdefault(Named(pid, began), "process of the run")
+    mine = {os.getpid()}
+    return [(label, process) for process, label in found.items() if process.pid not in mine]
+
+
+def _recorded(story: Story, owner: Owner) -> dict[Named, str]:
+    """Recorded processes; and what they left in their groups, if it is of the agent's session (a
+    group's number alone could be another's by now)."""
     found: dict[Named, str] = {}
     for label, process in story.processes:
         if process.alive():
             found.setdefault(process, label)
         if processes.start_time(process.pid) in {0, process.start_time}:
             for pid, began in processes.group_members(process.pid):
-                if processes.session(pid) == story.owner.agent.pid:
+                if processes.session(pid) == owner.agent.pid:
                     found.setdefault(Named(pid, began), f"child of {label}")
-    for pid, began in processes.marked(run):
-        found.setdefault(Named(pid, began), "process of the run")
-    mine = {os.getpid()}
-    return [(label, process) for process, label in found.items() if process.pid not in mine]
+    return found
 
 
 async def end_processes(run: str, story: Story) -> list[tuple[str, Named, bool]]:

@@ -11,30 +11,37 @@ run         run, target, boot, survive [pid, start time], agent [pid, start time
             start (where a team's own faults are looked up; "" = built-ins),
             scratch (the run's private folder under the temporary ones; "" = none)
 process     name, pid, start_time      (a process that must not outlive the run)
+resource    type, name                 (no process, and about to be made: see cleaners)
 inject      injection                  (as Injection.to_json)
 healed      id, proven, rung
 ended       clean                      (nothing of the run is left)
+looked      damage                     (somebody looked at what unreadable lines may have done)
 ==========  ==================================================================================
+
+Each line bears its number and a sum of its bytes (survive.chaos.sealed), so that one that was
+damaged is told and never taken for another. A ``process`` entry alone follows its deed: a process
+dies with the agent that started it, and bears the run's mark, by which it is found without it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from survive.chaos import processes
-from survive.contracts import Injection
+from survive.chaos.sealed import Sealed, seal
+from survive.contracts import HandleSpec, Injection
 from survive.errors import HarnessError, RefusedError
 
 LEDGER = "ledger.ndjson"
 PROXY = "fault proxy"  # the name in it of the process that carries faults on links
+_HIGHEST_PID = 2**22  # Linux's own limit
 KEPT = 50  # ledgers; older ones of runs that ended clean have nothing more to tell
 
 
@@ -103,7 +110,7 @@ class Healed:
 
 @dataclass(slots=True)
 class Story:
-    """What a ledger tells. ``damaged`` counts unreadable lines other than a torn last one."""
+    """What a ledger tells. ``damage``, in words: lines whose deeds nobody can know any more."""
 
     run: str = ""
     target: str = ""
@@ -115,7 +122,7 @@ class Story:
     injections: dict[str, Injection] = field(default_factory=dict)
     healed: dict[str, Healed] = field(default_factory=dict)
     ended: bool | None = None  # None = it never ended; else whether it ended clean
-    damaged: int = 0
+    damage: list[str] = field(default_factory=list)
 
     def open_injections(self) -> list[Injection]:
         """Held injections that were announced and not proven healed."""
@@ -136,7 +143,10 @@ class Ledger:
         self._lock = lock
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            self._end_torn_line()
+            fcntl.flock(self._fd, fcntl.LOCK_SH)  # see is_written
+            so_far = Sealed(path.read_bytes())
+            list(so_far.entries())
+            self._next, self._torn = so_far.next, so_far.torn
         except OSError as error:
             raise _unwritable(path, error) from error
 
@@ -216,6 +226,10 @@ class Ledger:
         """An injection was mended by a rung. Raises LedgerError."""
         self._append([{"entry": "healed", "id": injection_id, "proven": proven, "rung": rung}])
 
+    def looked(self, damage: Sequence[str]) -> None:
+        """Somebody has looked at what these unreadable lines may have done. Raises LedgerError."""
+        self._append([{"entry": "looked", "damage": list(damage)}])
+
     def ended(self, *, clean: bool) -> None:
         """The run is over; ``clean`` = nothing of it is left. Raises LedgerError."""
         self._append([{"entry": "ended", "clean": clean}])
@@ -228,7 +242,10 @@ class Ledger:
         self._fd, self._lock = -1, None
 
     def _append(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        data = "".join(json.dumps(e, separators=(",", ":")) + "\n" for e in entries).encode()
+        numbers = [self._next and self._next + at for at in range(len(entries))]
+        data = b"".join(map(seal, numbers, entries))
+        if self._torn:  # a dead writer's last line is ended, never continued
+            data = b"\n" + data
         size = -1
         try:
             size = os.fstat(self._fd).st_size
@@ -239,76 +256,132 @@ class Ledger:
         except OSError as error:
             self._cut(size)
             raise _unwritable(self.path, error) from error
+        self._torn = False
+        self._next += len(entries) if self._next else 0
 
     def _cut(self, size: int) -> None:
-        """Take back a half-written line; if even that fails, the next writer ends it."""
+        """Take back a half-written line; if even that fails, the next write ends it first."""
         try:
             if size >= 0:
                 os.ftruncate(self._fd, size)
         except OSError:
-            pass  # the caller raises the first error; readers skip a torn line
-
-    def _end_torn_line(self) -> None:
-        """A ledger taken over from a dead writer may end within a line."""
-        size = os.fstat(self._fd).st_size
-        if size:
-            with self.path.open("rb") as file:
-                file.seek(size - 1)
-                if file.read(1) != b"\n":
-                    os.write(self._fd, b"\n")
+            self._torn = True  # the caller raises the first error
 
     @staticmethod
     def read(path: Path) -> Story:
         """What the ledger tells, a torn last line ignored. Raises OSError if unreadable."""
+        return Ledger.told(path.read_bytes())
+
+    @staticmethod
+    def told(data: bytes) -> Story:
+        """The same of a ledger's bytes."""
         story = Story()
-        lines = path.read_bytes().split(b"\n")
-        for number, line in enumerate(lines, 1):
-            if line and not _tell(story, line) and number < len(lines):
-                story.damaged += 1
+        lines = Sealed(data)
+        for entry in lines.entries():
+            if not _tell(story, entry.fields):
+                lines.unreadable(entry)
+            elif entry.fields["entry"] == "looked":
+                lines.damage.clear()
+        story.damage = lines.damage
+        if lines.unread_at_end:
+            story.ended = None  # something came after the last word
         return story
 
 
-def _tell(story: Story, line: bytes) -> bool:
-    """Add one line to the story; False if it cannot be read."""
+def is_written(path: Path) -> bool:
+    """Some process has it open for writing: who answers for a run whose owner cannot be read.
+
+    Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY)
     try:
-        entry: dict[str, Any] = json.loads(line)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _tell(story: Story, entry: Mapping[str, Any]) -> bool:
+    """Add one entry to the story; False if it means nothing."""
+    try:
         _RECORD[entry["entry"]](story, entry)
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
     return True
 
 
+def _natural(value: object) -> int:
+    """A pid or a time of start, as the kernel could have given it."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise TypeError(f"{value!r} is no number of a process")
+    return value
+
+
+def _named(pid: object, start_time: object) -> Named:
+    if _natural(pid) > _HIGHEST_PID:
+        raise ValueError(f"no process has the number {pid}")
+    return Named(_natural(pid), _natural(start_time))
+
+
 def _run(story: Story, entry: Mapping[str, Any]) -> None:
-    owner = Owner(str(entry["boot"]), Named(*entry["survive"]), Named(*entry["agent"]))
+    owner = Owner(str(entry["boot"]), _named(*entry["survive"]), _named(*entry["agent"]))
     story.run, story.target, story.owner = str(entry["run"]), str(entry["target"]), owner
     story.start = str(entry.get("start", ""))
     story.scratch = str(entry.get("scratch", ""))
 
 
 def _process(story: Story, entry: Mapping[str, Any]) -> None:
-    named = Named(int(entry["pid"]), int(entry["start_time"]))
+    named = _named(entry["pid"], entry["start_time"])
     story.processes.append((str(entry["name"]), named))
+    story.ended = None
 
 
 def _resource(story: Story, entry: Mapping[str, Any]) -> None:
     found = (str(entry["type"]), str(entry["name"]))
     if found not in story.resources:
         story.resources.append(found)
+    story.ended = None
 
 
 def _inject(story: Story, entry: Mapping[str, Any]) -> None:
     injection = Injection.from_json(entry["injection"])
+    _typed(injection)
+    _typed(injection.handle)
+    _named(injection.handle.pid, injection.handle.start_time)
     story.injections[injection.id] = injection
+    story.ended = None
+
+
+def _typed(told: Injection | HandleSpec) -> None:
+    """Raises TypeError where a value is not of its field's type."""
+    for one in fields(told):
+        wanted = _TYPES.get(str(one.type))
+        if wanted and type(getattr(told, one.name)) not in wanted:
+            raise TypeError(f"{one.name} is not of type {one.type}")
 
 
 def _healed(story: Story, entry: Mapping[str, Any]) -> None:
-    story.healed[entry["id"]] = Healed(bool(entry["proven"]), str(entry["rung"]))
+    story.healed[entry["id"]] = Healed(entry["proven"] is True, str(entry["rung"]))
 
 
 def _ended(story: Story, entry: Mapping[str, Any]) -> None:
-    story.ended = bool(entry["clean"])
+    story.ended = entry["clean"] is True
 
 
+def _looked(story: Story, entry: Mapping[str, Any]) -> None:
+    """The damage before it weighs no more; nothing else changes."""
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "bool": (bool,),
+    "int | None": (int, type(None)),
+    "dict[str, Json]": (dict,),
+    "HandleSpec": (HandleSpec,),
+}
 _RECORD = {
     "run": _run,
     "process": _process,
@@ -316,6 +389,7 @@ _RECORD = {
     "inject": _inject,
     "healed": _healed,
     "ended": _ended,
+    "looked": _looked,
 }
 
 

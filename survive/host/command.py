@@ -305,11 +305,11 @@ def report_run(folder: Path, *, form: str, output: Path | None) -> ExitCode:
     return ExitCode.SURVIVED
 
 
-def heal_host(*, check: bool, run_id: str | None, force: bool) -> ExitCode:
-    """Mend, or only look. 0 = a clean host, 5 = something remains."""
+def heal_host(*, check: bool, run_id: str | None, force: bool, acknowledge: bool) -> ExitCode:
+    """Mend, or only look. 0 = a clean host, 5 = something remains, or nobody can know."""
     from survive.chaos.heal import heal_leftovers
 
-    result = heal_leftovers(run=run_id, force=force, check=check)
+    result = heal_leftovers(run=run_id, force=force, check=check, acknowledge=acknowledge)
     for line in result.lines():
         click.echo(line)
     return ExitCode.SURVIVED if result.clean else ExitCode.HEAL_UNPROVEN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -267,6 +268,130 @@ def test_a_fault_whose_carrier_is_not_ours_is_undone_by_its_own_heal(tmp_path, w
     result = heal_leftovers()
     assert result.clean is works and hurt.exists() is not works
     assert heal_leftovers(check=True).clean is works
+
+
+# --------------------------------------------------------------------------- damaged ledgers
+
+
+def garble(path, number):
+    """Make a line of a ledger unreadable."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[number - 1] = lines[number - 1].replace(b'"entry"', b'"\xffntry"')
+    path.write_bytes(b"".join(lines))
+
+
+def test_a_line_that_cannot_be_read_is_told_until_somebody_has_looked(sleepers):
+    run_id = new_run_id()
+    process = sleepers(run_id)
+    path = write(run_id, started=[process], injections=[pausing(process)])
+    garble(path, 3)
+
+    found = heal_leftovers(check=True)
+    told = "\n".join(found.lines())
+    assert not found.clean and f"its ledger {path}: line 3 cannot be read" in told
+    assert f"survive heal --run {run_id} --acknowledge" in told
+
+    done = heal_leftovers()
+    assert process.wait(3) == -signal.SIGKILL  # all that can be read is mended
+    assert [f.what for f in done.findings if not f.gone] == [f"its ledger {path}"]
+    assert not heal_leftovers(run=run_id, force=True).clean  # a machine's word is no look
+    assert not heal_leftovers(check=True).clean
+
+    assert heal_leftovers(run=run_id, acknowledge=True).clean
+    assert heal_leftovers(check=True).clean
+    assert Ledger.read(path).ended is True
+
+
+@pytest.mark.parametrize("more", [{}, {"run": "abc", "check": True}])
+def test_only_a_named_run_is_acknowledged(more):
+    write("abc")
+    with pytest.raises(UsageError, match="--acknowledge needs --run"):
+        heal_leftovers(acknowledge=True, **more)
+
+
+def test_without_its_first_line_only_the_mark_names_a_process(sleepers):
+    """Nobody can say of which boot the ledger's pids are."""
+    run_id = new_run_id()
+    ours, stranger = sleepers(run_id), sleepers()
+    path = write(run_id, started=[ours, stranger])
+    garble(path, 1)
+    assert not heal_leftovers(check=True).clean
+    done = heal_leftovers()
+    assert ours.wait(3) == -signal.SIGKILL and stranger.poll() is None
+    assert not done.clean and "line 1 cannot be read" in "\n".join(done.lines())
+    assert heal_leftovers(run=run_id, acknowledge=True).clean
+    assert stranger.poll() is None
+
+
+def test_a_run_that_cannot_name_its_owner_but_has_one_is_not_touched(sleepers):
+    run_id = new_run_id()
+    process = sleepers(run_id)
+    ledger = Ledger.create(run_id, run_id, owner())
+    ledger.process("web-0", process.pid, processes.start_time(process.pid))
+    garble(ledger.path, 1)
+    for more in ({}, {"check": True}, {"run": run_id, "force": True}):
+        result = heal_leftovers(**more)
+        assert not result.clean and "its agent lives: untouched" in result.lines()[0]
+    assert process.poll() is None
+    ledger.close()
+
+
+def test_a_ledger_that_the_disk_does_not_give_back_is_told(monkeypatch):
+    path = write("abc")
+
+    def broken(self):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(type(path), "read_bytes", broken)
+    result = heal_leftovers(check=True)
+    assert not result.clean and "cannot be read: Input/output error" in result.lines()[0]
+
+
+def test_what_a_run_could_not_read_but_knew_is_not_told_again(sleepers):
+    """Its own last word is from memory."""
+    path = write("done", started=[sleepers()], ended=True)
+    garble(path, 2)
+    assert heal_leftovers(check=True).clean
+    with path.open("ab") as file:
+        file.write(b"and then something\n")
+    assert not heal_leftovers(check=True).clean
+
+
+def test_whatever_happens_to_a_ledger_nothing_breaks_and_nothing_is_called_clean(
+    sleepers, tmp_path
+):
+    """A held fault is on (a file is there), a stranger has the pid that a line may name: for
+    changes all over the ledger, heal ends, spares the stranger, and is clean only without the
+    fault."""
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults" / "foreign.py").write_text(TEAM_FAULT)
+    (tmp_path / ".git").mkdir()
+    hurt, stranger = tmp_path / "hurt", sleepers()
+    began = processes.start_time(stranger.pid)
+    ledger = Ledger.create("abc", "abc", owner(), tmp_path)
+    ledger.process("web-0", stranger.pid, began - 1)
+    spec = HandleSpec("external", "web", 0, "127.0.0.1:1", pid=stranger.pid, start_time=began - 1)
+    settings = {"file": str(hurt), "works": True}
+    bare = HandleSpec("external", "web", 0, "127.0.0.1:1")
+    ledger.inject([Injection("one#1", "one", "foreign.file", settings, bare, 5, 9)])
+    ledger.inject([Injection("two#1", "two", "node.pause", {}, spec, 5, 9)])
+    ledger.close()
+    whole = ledger.path.read_bytes()
+    chance = random.Random(3)
+    clean = 0
+    for _ in range(120):
+        at, length = chance.randrange(len(whole)), chance.choice([0, 1, 1, 5, 60, 400])
+        new = chance.choice([b"", b"\n", b"9", b'"}\n', bytes([chance.randrange(256)])])
+        data = whole[:at] + new + whole[at + length :]
+        ledger.path.write_bytes(data)
+        hurt.write_text("")
+        assert not heal_leftovers(check=True).clean or whole.startswith(data)
+        if heal_leftovers().clean and not whole.startswith(data):
+            clean += 1
+            assert not hurt.exists(), data
+        assert processes.exists(stranger.pid, began)
+        assert stranger.poll() is None
+    assert clean  # of changes that hid nothing
 
 
 def test_it_can_be_called_where_a_loop_runs():

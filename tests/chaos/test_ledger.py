@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
+import re
 import stat
 import subprocess
 import sys
@@ -12,7 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from survive.chaos.ledger import LEDGER, Ledger, LedgerError, Named, Owner, state_dir
+from survive.chaos.ledger import (
+    LEDGER,
+    Ledger,
+    LedgerError,
+    Named,
+    Owner,
+    is_written,
+    state_dir,
+)
 from survive.contracts import HandleSpec, Injection
 from survive.errors import RefusedError
 
@@ -74,7 +84,7 @@ def test_a_torn_last_line_is_ignored(ledger, keep):
     ledger.path.write_bytes(torn)
     story = Ledger.read(ledger.path)
     assert "one#1" in story.injections
-    assert story.damaged == 0
+    assert story.damage == []
 
 
 def test_a_writer_that_takes_over_does_not_continue_a_torn_line(ledger):
@@ -85,16 +95,123 @@ def test_a_writer_that_takes_over_does_not_continue_a_torn_line(ledger):
     heir.ended(clean=False)
     heir.close()
     story = Ledger.read(ledger.path)
-    assert story.ended is False and story.damaged == 1
+    assert story.ended is False and story.damage == []  # nothing was done for it
 
 
 def test_damage_inside_hides_nothing_else(ledger):
     ledger.process("web-0", 4711, 99)
-    ledger.path.write_bytes(ledger.path.read_bytes() + b"\xff\x00garbage\n[]\n{}\n")
     ledger.inject([injection(1)])
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    ledger.path.write_bytes(lines[0] + b"\xff\x00garbage\n[]\n" + lines[2])
+    ledger.inject([injection(2)])
     story = Ledger.read(ledger.path)
-    assert story.damaged == 3
-    assert "one#1" in story.injections and story.processes
+    assert story.damage == ["lines 2, 3 cannot be read"]
+    assert set(story.injections) == {"one#1", "one#2"} and not story.processes
+
+
+def test_what_stands_between_lines_that_are_all_there_hides_nothing(ledger):
+    """Each line bears its number: with none missing, nothing that was acted on is."""
+    ledger.process("web-0", 4711, 99)
+    with ledger.path.open("ab") as file:
+        file.write(b"\xff\x00garbage\n[]\n{}\n")
+    ledger.inject([injection(1)])
+    assert Ledger.read(ledger.path).damage == []
+
+
+def test_a_line_that_was_taken_out_is_missed(ledger):
+    ledger.process("web-0", 4711, 99)
+    ledger.inject([injection(1)])
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    ledger.path.write_bytes(lines[0] + lines[2])
+    assert Ledger.read(ledger.path).damage == ["what stood before line 2 is gone"]
+    ledger.path.write_bytes(lines[1] + lines[2])
+    assert Ledger.read(ledger.path).damage == ["what stood before line 1 is gone"]
+
+
+def test_who_writes_after_damage_does_not_cover_it_up(ledger):
+    ledger.inject([injection(1)])
+    ledger.path.write_bytes(ledger.path.read_bytes().replace(b"one#1", b"two#1"))
+    heir = Ledger(ledger.path)
+    heir.ended(clean=False)
+    assert Ledger.read(ledger.path).damage == ["line 2 cannot be read"]
+    heir.looked(["line 2 cannot be read"])
+    heir.ended(clean=True)
+    heir.close()
+    story = Ledger.read(ledger.path)
+    assert story.damage == [] and story.ended is True
+
+
+def as_of_old(data: bytes) -> bytes:
+    return re.sub(rb'"n":\d+,|,"sum":"[0-9a-f]+"', b"", data)
+
+
+def test_a_ledger_of_before_lines_had_numbers_is_read(ledger):
+    ledger.inject([injection(1)])
+    ledger.path.write_bytes(as_of_old(ledger.path.read_bytes()) + b"torn\n")
+    heir = Ledger(ledger.path)
+    heir.healed("one#1", proven=True, rung="undo")
+    heir.close()
+    story = Ledger.read(ledger.path)
+    assert story.owner == Owner.here() and story.open_injections() == []
+    assert story.damage == ["line 3 cannot be read"]  # nothing shows that it was never acted on
+    assert b'"n":' not in ledger.path.read_bytes()
+
+
+def test_an_entry_that_nobody_knows_is_told(ledger):
+    ledger._append([{"entry": "of the future"}])
+    ledger._append([{"entry": "process", "name": "x", "pid": "7", "start_time": 8}])
+    assert Ledger.read(ledger.path).damage == ["line 2 cannot be read", "line 3 cannot be read"]
+
+
+def test_somebody_who_writes_is_seen_without_being_named(ledger):
+    assert is_written(ledger.path)
+    ledger.close()
+    assert not is_written(ledger.path)
+
+
+def story_of(ledger):
+    ledger.process("web-0", 4711, 99)
+    ledger.resource("containers", "unix:///x")
+    ledger.inject([injection(1), injection(2, None)])
+    ledger.healed("one#1", proven=False, rung="undo")
+    ledger.process("web-0", 4712, 100)
+    return ledger.path.read_bytes()
+
+
+def told(data: bytes) -> tuple[set[str], list[str]]:
+    story = Ledger.told(data)
+    said = [story.owner, *story.processes, *story.resources]
+    said += [*story.injections.items(), *story.healed.items()]
+    return {repr(one) for one in said}, story.damage
+
+
+def changes(whole: bytes):
+    """Every bit turned, every byte lost, doubled or joined by a new one; and stretches cut out."""
+    chance = random.Random(7)
+    for at in range(len(whole)):
+        for bit in range(8):
+            yield whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :]
+        for new in (b"\n", b"0", b'"', b"}", b"\x00"):
+            yield whole[:at] + new + whole[at:]
+        yield whole[:at] + whole[at + 1 :]
+        yield whole[:at] + whole[at + chance.randrange(2, 400) :]
+
+
+def test_no_damage_is_taken_for_what_was_written(ledger):
+    """What is told was written, and what was written is told or missed aloud: for every change of
+    every byte. The one exception is a loss of the end alone, which is what a torn write is."""
+    whole = story_of(ledger)
+    truth, damage = told(whole)
+    assert damage == [] and len(truth) == 7
+    tried = 0
+    for data in changes(whole):
+        said, damage = told(data)
+        tried += 1
+        assert said - {"None"} <= truth, data
+        assert damage or said == truth or whole.startswith(data), data
+    assert tried > 10_000
+    for data in changes(as_of_old(whole)):
+        told(data)  # it raises nothing
 
 
 def full_disk(fd, data):
@@ -114,7 +231,7 @@ def test_a_full_disk_raises_and_leaves_no_torn_line(ledger, monkeypatch, write):
             ledger.inject([injection(1)])
     assert ledger.path.read_bytes() == before
     ledger.ended(clean=True)
-    assert Ledger.read(ledger.path).damaged == 0
+    assert Ledger.read(ledger.path).damage == []
 
 
 def test_a_disk_that_does_not_sync_is_an_error(ledger, monkeypatch):
