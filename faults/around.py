@@ -6,11 +6,10 @@ clock would only look like it. Containers have their own kinds (``container.*``)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from survive.contracts import HandleSpec, Injection, ProcessHandle
-from survive.errors import RefusedError
+from survive.errors import WrongTargetError
 from survive.units import SECOND
 
 from .replicas import OnReplica
@@ -21,15 +20,13 @@ OUTLIVES_S = 10
 class AroundProcess(OnReplica):
     """What they share: whom they may hit."""
 
-    def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
+    def check_host(self, settings: Any, here: HandleSpec) -> None:
         """Processes of this host; anything else is refused by name."""
-        for victim in victims:
-            if victim.driver != "process":
-                raise RefusedError(
-                    f"{victim.replica_id} is no process of this host ({victim.driver})",
-                    hint="run without --virtual; containers have container.* faults",
-                )
-        return list(victims)
+        if here.driver != "process":
+            raise WrongTargetError(
+                f"{here.replica_id} is no process of this host ({here.driver})",
+                hint="run without --virtual; containers have container.* faults",
+            )
 
 
 class ByHelper(AroundProcess):

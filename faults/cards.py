@@ -20,10 +20,13 @@ class OnCard(AroundProcess):
 
     layer: ClassVar[str] = "gpu"
 
+    def check_host(self, settings: Any, here: HandleSpec) -> None:
+        """It has the card, and processes beside it. Raises RefusedError (6), and says why."""
+        need_card(self.kind, getattr(settings, "device", 0), [here])
+
     def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """One victim's host has the card. Raises RefusedError (6) without one, and says why."""
-        need_card(self.kind, settings.device, victims)
-        return list(victims[:1])
+        """One victim, whose host has the card."""
+        return super().preflight(settings, victims[:1])
 
 
 class Neighbour(OnCard, ByHelper):
@@ -58,12 +61,17 @@ class OnLimits(OnCard):
     privileges: ClassVar[str] = "root: it sets limits of the card, for all that use it"
     outlives_victim: ClassVar[bool] = True  # they are the card's
 
-    def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """One victim's host has the card. Raises RefusedError (6) without one, or without root."""
-        found = super().preflight(settings, victims)
+    def check_host(self, settings: Any, here: HandleSpec) -> None:
+        """The card, and root."""
+        super().check_host(settings, here)
         if os.geteuid() != 0:
             raise RefusedError(f"{self.kind} needs {self.privileges}")
-        self.remember(settings, victims[0])
+
+    def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
+        """The same, and the card can do what is asked of it."""
+        found = super().preflight(settings, victims)
+        for victim in found:
+            self.remember(settings, victim)
         return found
 
     def remember(self, settings: Any, victim: HandleSpec) -> dict[str, Json]:

@@ -6,7 +6,6 @@ for nothing. What is on is what the ``verify`` probe says from outside.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from survive.contracts import (
@@ -40,11 +39,10 @@ class _Activities(Common):
         "extension's, so it is graded low; simulated targets (--virtual refuses)"
     )
 
-    def preflight(self, settings: Held | Once, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """The target; refuses if an extension or a program is not installed here. Runs no code."""
-        if what := missing(settings):
+    def check_host(self, settings: Held | Once | None, here: HandleSpec) -> None:
+        """Refuses if an extension or a program is not installed here. Runs no code."""
+        if settings is not None and (what := missing(settings)):
             raise RefusedError(what)
-        return list(victims)
 
     async def get_ready(self, injection: Injection) -> None:
         """Start the server, import the extensions, check that every activity can be called."""

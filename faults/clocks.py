@@ -26,6 +26,7 @@ from .common import asked
 from .replicas import ANSWER_S
 
 LEAST_SKEW_US = 5 * SECOND
+_LIBRARIES = Path("/usr/lib")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,12 @@ class NodeClockSkew(AroundProcess):
         "a kernel clock that jumps: programs without libc (Go) and timers do not notice; a "
         "service that sends no Date header cannot be proven skewed; no virtual twin"
     )
+
+    def check_host(self, settings: Skew | None, here: HandleSpec) -> None:
+        """Until a victim is there to be asked: libfaketime is installed."""
+        super().check_host(settings, here)
+        if settings is None and not any(_LIBRARIES.glob("*/faketime/libfaketime.so.1")):
+            raise RefusedError("no libfaketime here", hint="apt-get install libfaketime")
 
     def preflight(self, settings: Skew, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
         """Only processes that were told to read their time from that very file."""

@@ -26,8 +26,13 @@ class Common:
     keeps_down: ClassVar[bool] = False
     settings: ClassVar[type] = Nothing
 
+    def check_host(self, settings: Any, here: HandleSpec) -> None:
+        """See survive.contracts.check_host: any host will do."""
+
     def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """Every victim."""
+        """Every victim, if this host can have it there."""
+        for victim in victims:
+            self.check_host(settings, victim)
         return list(victims)
 
 

@@ -5,11 +5,10 @@ Docker does the deed; the kernel (control groups, network namespaces, pids) bear
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 from survive.contracts import Active, Grade, HandleSpec, Observation, ReplicaHandle
-from survive.errors import RefusedError
+from survive.errors import WrongTargetError
 
 from .replicas import OnReplica
 
@@ -56,15 +55,13 @@ class OnContainer(OnReplica):
     grade: ClassVar[Grade] = Grade.REAL
     layer: ClassVar[str] = "container"
 
-    def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """Containers. Raises RefusedError if any is not: half a fault is none."""
-        if any(not victim.container for victim in victims):
-            service, driver = victims[0].service, victims[0].driver
-            raise RefusedError(
-                f"{self.kind} needs containers; {service} is run by driver {driver}",
+    def check_host(self, settings: Any, here: HandleSpec) -> None:
+        """Containers only: half a fault is none."""
+        if not here.container:
+            raise WrongTargetError(
+                f"{self.kind} needs containers; {here.service} is run by driver {here.driver}",
                 hint="use a target with driver compose",
             )
-        return list(victims)
 
 
 def bites(seen: Limit | None, asked: float, before: float | None, what: str) -> Observation:

@@ -53,8 +53,14 @@ class NodeDiskFull(AroundProcess):
     )
 
     def preflight(self, settings: Disk, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """Only a mounted file system of its own, of at most 1 GiB; it is hit once."""
-        found = super().preflight(settings, victims)
+        """It is hit once."""
+        return super().preflight(settings, victims)[:1]
+
+    def check_host(self, settings: Disk | None, here: HandleSpec) -> None:
+        """Only a mounted file system of its own, of at most 1 GiB."""
+        super().check_host(settings, here)
+        if settings is None:
+            return
         path = Path(settings.path)
         if not path.is_dir() or not path.is_mount() or path == Path("/"):
             raise RefusedError(
@@ -65,7 +71,6 @@ class NodeDiskFull(AroundProcess):
             raise RefusedError(
                 f"{path} holds {size >> 20} MiB; at most {MOST_DISK >> 20} are filled"
             )
-        return found[:1]
 
     async def inject(self, injection: Injection, handle: ProcessHandle) -> None:
         """Fill it with one file that bears the run."""

@@ -53,15 +53,14 @@ class NodeCpuLimit(AroundProcess):
         "little of the share; no virtual twin"
     )
 
-    def preflight(self, settings: CpuLimit, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
+    def check_host(self, settings: CpuLimit | None, here: HandleSpec) -> None:
         """Processes whose control group we may change."""
-        for victim in super().preflight(settings, victims):
-            if not victim.cgroup:
-                raise RefusedError(
-                    f"{victim.replica_id}: no control group for cpu can be written on this host",
-                    hint="root is needed, and the cpu controller",
-                )
-        return list(victims)
+        super().check_host(settings, here)
+        if not here.cgroup:
+            raise RefusedError(
+                f"{here.replica_id}: no control group for cpu can be written on this host",
+                hint="root is needed, and the cpu controller",
+            )
 
     async def inject(self, injection: Injection, handle: ProcessHandle) -> None:
         """Move its process group into a group of our own that has the limit."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 from survive.contracts import Grade, HandleSpec, Injection, Needs
-from survive.errors import RefusedError
+from survive.errors import RefusedError, WrongTargetError
 from survive.transport import Broken
 
 from .common import Common, mark
@@ -67,14 +67,22 @@ class InNamespace(Common):
     needs: ClassVar[Needs] = Needs.LINK
     privileges: ClassVar[str] = "root (CAP_NET_ADMIN in the target's own network namespace)"
 
+    def check_host(self, settings: Any, here: HandleSpec) -> None:
+        """Only what has a namespace of its own."""
+        if not here.netns:
+            raise self._needs_namespaces()
+
     def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
         """Every victim. Raises RefusedError unless each has its own namespace."""
-        if not victims or not all(victim.netns for victim in victims):
-            raise RefusedError(
-                f"{self.kind} needs a target with network namespaces of its own",
-                hint="`isolation: netns` in the target file, driver process, without --virtual",
-            )
-        return list(victims)
+        if not victims:
+            raise self._needs_namespaces()
+        return super().preflight(settings, victims)
+
+    def _needs_namespaces(self) -> RefusedError:
+        return WrongTargetError(
+            f"{self.kind} needs a target with network namespaces of its own",
+            hint="`isolation: netns` in the target file, driver process, without --virtual",
+        )
 
     async def heal(self, injection: Injection, handle: Isolated) -> None:
         """Delete the rules that bear this injection; with the namespace they went too."""

@@ -28,6 +28,7 @@ from .common import asked
 
 EVERY_S = "1"  # a value lives about 2 s under a watch of the field: then NVML's own comes again
 ASK_S = 0.8  # of a call of dcgmi
+_HERE = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +62,26 @@ class NvidiaDcgmReport(ByHelper):
         "that ask NVML; that health turns: its watches read other fields; no virtual twin"
     )
 
-    def preflight(self, settings: Report, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
-        """One victim's host has dcgmi, and a host engine answers. Raises RefusedError (6)."""
-        super().preflight(settings, victims)
+    def check_host(self, settings: Report | None, here: HandleSpec) -> None:
+        """It has dcgmi, and a host engine of this host answers. Raises RefusedError (6)."""
+        super().check_host(settings, here)
         if shutil.which("dcgmi") is None:
             raise RefusedError(f"{self.kind}: dcgmi is not installed here")
+        if settings is None or settings.host in _HERE:
+            self._need_engine("localhost" if settings is None else settings.host)
+
+    def preflight(self, settings: Report, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
+        """One victim's host has dcgmi, and the host engine answers, wherever it is."""
+        found = super().preflight(settings, victims[:1])
+        if settings.host not in _HERE:
+            self._need_engine(settings.host)
+        return found
+
+    def _need_engine(self, host: str) -> None:
         try:
-            _ask("discovery", "--host", settings.host, "-l")
+            _ask("discovery", "--host", host, "-l")
         except FaultFailedError as error:
             raise RefusedError(f"{self.kind}: no host engine answers: {error}") from error
-        return list(victims[:1])
 
     def remember(self, settings: Report, victim: HandleSpec) -> dict[str, Json]:
         """The field's value before; None if it has none."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,13 +42,11 @@ class NetworkNetemLatency(InNamespace):
         "without the netem queue, and the virtual host (refused)"
     )
 
-    def preflight(self, settings: Delay, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
+    def check_host(self, settings: Delay | None, here: HandleSpec) -> None:
         """As the others, and the kernel must have the queue: tried in a throw-away namespace."""
-        chosen = super().preflight(settings, victims)
-        missing = netem_missing()
-        if missing:
+        super().check_host(settings, here)
+        if missing := netem_missing():
             raise RefusedError(f"{self.kind} needs the kernel's netem queue (sch_netem): {missing}")
-        return chosen
 
     async def inject(self, injection: Injection, handle: Isolated) -> None:
         """Put the queue on the callee's only interface."""

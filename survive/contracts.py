@@ -321,6 +321,18 @@ def look_s(fault: Fault, settings: Mapping[str, Json]) -> float:
     return OBSERVE_S if asked is None else max(OBSERVE_S, asked(settings))
 
 
+def check_host(fault: Fault, settings: Any, here: HandleSpec) -> None:
+    """Raises RefusedError if this host cannot have the fault on such a thing as ``here``.
+
+    It says so by ``check_host(settings, here)``, optional, which is what its preflight asks of
+    the host: WrongTargetError if it would hit another kind of thing. Changes nothing, calls no
+    other host. ``settings`` None = those of no scenario yet.
+    """
+    asked: Callable[[Any, HandleSpec], None] | None = getattr(fault, "check_host", None)
+    if asked is not None:
+        asked(settings, here)
+
+
 # ---------------------------------------------------------------------------------- services
 
 Scope: TypeAlias = dict[str, Any]

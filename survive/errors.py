@@ -5,6 +5,7 @@
     ├── ScenarioError   2   a scenario or target file is wrong (all problems at once)
     ├── RecordError     2   a stored run cannot be read
     ├── RefusedError    6   resolves to nothing here, host not allowed, privilege missing
+    │   └── WrongTargetError  another kind of target could be hit
     ├── HarnessError    3   the harness could not do its work: no verdict can be trusted
     └── UnhealedError   5   a heal is not proven, and the record cannot say so
 
@@ -75,6 +76,10 @@ class RefusedError(SurviveError):
     """Valid, but not to be done on this host."""
 
     exit_code = ExitCode.REFUSED
+
+
+class WrongTargetError(RefusedError):
+    """A fault cannot hit a target of this kind; one of another kind it could."""
 
 
 class HarnessError(SurviveError):

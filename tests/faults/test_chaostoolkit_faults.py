@@ -272,7 +272,7 @@ def test_once_wants_its_irreversibility_written_out(flag):
 def test_what_is_not_installed_is_refused(flag, activity, said):
     settings = parse_settings(load().settings, held(flag, inject=activity))
     with pytest.raises(RefusedError, match=said):
-        load().preflight(settings, [])
+        load().preflight(settings, [HandleSpec("external", "target", 0, "127.0.0.1:1")])
 
 
 # ------------------------------------------------------------- by the real agent, no target
