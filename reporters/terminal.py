@@ -87,7 +87,7 @@ class Report:
         """The whole report, top to bottom; the verdict stands last, where the eye ends."""
         yield from self._header()
         yield from self._objectives()
-        yield from self._timeline()
+        yield from self.timeline()
         for fault in self.verdict.faults:
             yield Text()
             yield from self._fault(fault)
@@ -193,7 +193,8 @@ class Report:
 
     # --------------------------------------------------------------- timeline
 
-    def _timeline(self) -> Iterator[Text]:
+    def timeline(self) -> Iterator[Text]:
+        """Load, latency, failures and faults under each other, on one axis of time."""
         plan = self.record.plan
         windows = {window.fault: window for window in plan.faults}
         faults = [fault for fault in self.verdict.faults if fault.name in windows]

@@ -250,11 +250,22 @@ def judge(folder: Path, from_hlog: bool, form: str) -> ExitCode:
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--format", "form", default="terminal", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A file instead of stdout.")
-def report(folder: Path, form: str, output: Path | None) -> ExitCode:
-    """Render a stored run."""
+@click.option("--request", default="", help="hgrm: of this request kind only.")
+@click.option("--series", default="", help="hgrm: latency, ttft, service_time, ...")
+@click.option("--window", default="", help="hgrm: steady, fault:NAME, phase:NAME, ...")
+def report(
+    folder: Path, form: str, output: Path | None, request: str, series: str, window: str
+) -> ExitCode:
+    """Render a stored run.
+
+    \b
+    Formats: terminal, json, junit, markdown, github, openmetrics, hgrm (a percentile distribution
+    as HdrHistogram prints it), and whatever stands in reporters/ beside the scenario.
+    """
     from survive.host.command import report_run
 
-    return report_run(folder, form=form, output=output)
+    part = {"request": request, "series": series, "window": window}
+    return report_run(folder, form=form, output=output, part=part)
 
 
 @cli.command()

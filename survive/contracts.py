@@ -377,3 +377,10 @@ class Reporter(Protocol):
 
     def render(self, record: Record, verdict: Verdict) -> bytes:
         """The whole report. Pure."""
+
+
+class Choosing(Reporter, Protocol):
+    """A reporter that shows a part of a run, as ``report --request --series --window`` ask."""
+
+    def choose(self, request: str = "", series: str = "", window: str = "") -> Reporter:
+        """The same for that part; "" = what it shows unasked. Raises UsageError."""

@@ -26,7 +26,7 @@ from survive.chaos.permission import permitted
 from survive.contracts import Json
 from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError, UsageError
 from survive.host.machine import machine_warnings
-from survive.host.reports import in_repository, write_own_reports
+from survive.host.reports import chosen, in_repository, write_own_reports
 from survive.judge.explain import too_few
 from survive.judge.extend import extended, extension_us
 from survive.judge.faults import heals_owed
@@ -287,14 +287,20 @@ def judge_run(folder: Path, *, from_hlog: bool, form: str) -> ExitCode:
     return verdict.exit_code
 
 
-def report_run(folder: Path, *, form: str, output: Path | None) -> ExitCode:
-    """Render a stored run. The verdict is computed afresh: a report never outlives its record."""
+def report_run(
+    folder: Path, *, form: str, output: Path | None, part: Mapping[str, str] | None = None
+) -> ExitCode:
+    """Render a stored run. The verdict is computed afresh: a report never outlives its record.
+
+    ``part`` is what a reporter that can choose is asked for: request, series, window.
+    """
+    reporter = chosen(Catalog(folder).reporter(form), form, part or {})
     record = Record.load(folder)
     verdict = judge(record, load_stored(folder))
     if form == "terminal" and output is None:
         _show(record, verdict, "human")
         return ExitCode.SURVIVED
-    rendered = Catalog(folder).reporter(form).render(record, verdict)
+    rendered = reporter.render(record, verdict)
     if output is None or str(output) == "-":
         _say(rendered)
         return ExitCode.SURVIVED

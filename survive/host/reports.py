@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import click
 
 from survive.catalog import Catalog
+from survive.contracts import Choosing, Reporter
+from survive.errors import UsageError
 from survive.judge.verdict import Verdict
 from survive.record.reader import Record
 
@@ -29,6 +33,17 @@ def write_report(catalog: Catalog, form: str, path: Path, record: Record, verdic
     except Exception as error:  # of a team's own reporter, too
         fresh.unlink(missing_ok=True)
         click.echo(f"warning: {path} is not written: {_said(error)}", err=True)
+
+
+def chosen(reporter: Reporter, form: str, part: Mapping[str, str]) -> Reporter:
+    """The reporter of a part of a run, if one is asked for. UsageError: it cannot choose."""
+    asked = {name: value for name, value in part.items() if value}
+    if not asked:
+        return reporter
+    if not hasattr(reporter, "choose"):
+        given = " and ".join(f"--{name}" for name in asked)
+        raise UsageError(f"a {form} report is of the whole run: {given} means nothing to it")
+    return cast(Choosing, reporter).choose(**asked)
 
 
 def _said(error: Exception) -> str:
