@@ -22,7 +22,7 @@ LOOK_S = 0.75  # of all waves; observe as a whole has 1 s
 WAVE = 8  # tries at once after the first two
 CHAT = "POST /v1/chat/completions"
 STATE_HEADER = "x-replica-state"
-LOOK_HEADER = "x-survive-look"  # the embedded proxy's word, too (proxy/effects.py)
+LOOK_HEADER = "x-survive-look"  # the embedded proxy's word, too (proxy/draws.py)
 
 
 class SleepsError(Exception):

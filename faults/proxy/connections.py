@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from time import monotonic
 
-from .effects import Faults
+from .draws import Faults
 from .http1 import Layer
 from .poller import Poller
 from .sockets import Wire, dialled

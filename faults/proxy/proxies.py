@@ -12,17 +12,15 @@ import asyncio
 import socket
 from collections.abc import Callable
 from random import Random
-from typing import TypeAlias
 
+from .calls import Json
 from .connections import Connection
-from .effects import Faults, HttpToxic
+from .draws import Faults
+from .http_toxics import HttpToxic
 from .poller import Poller
 from .sockets import Listener
 from .streams import Applied, Stage
 from .toxics import attributes
-
-Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
-
 
 TLS_RECORD = b"\x16\x03"  # a handshake record of any version of TLS
 

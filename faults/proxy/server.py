@@ -19,7 +19,8 @@ from pathlib import Path
 # A program, yet its parts are modules: found from the folder that holds ``faults/``.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from faults.proxy.api import Api, serve
+from faults.proxy.api import Api
+from faults.proxy.calls import serve
 from faults.proxy.poller import Loop, Poller
 from faults.proxy.proxies import Proxy
 
@@ -27,7 +28,7 @@ from faults.proxy.proxies import Proxy
 async def run(port: int, seed: int, poller: Poller) -> None:
     """Serve until standard input closes or a signal asks to end. Raises OSError on a taken port."""
     api = Api(partial(Proxy, seed=seed, poller=poller))
-    server = await asyncio.start_server(lambda r, w: serve(api, r, w), "127.0.0.1", port)
+    server = await asyncio.start_server(lambda r, w: serve(api.answer, r, w), "127.0.0.1", port)
     host, bound = server.sockets[0].getsockname()[:2]
     print(f"listening {host}:{bound}", flush=True)
     done = asyncio.Event()

@@ -1,6 +1,6 @@
 """HTTP toxics in memory: the very decisions and effects of the embedded proxy, without its framing.
 
-``faults/proxy/effects.py`` is loaded as any built-in is, so a toxic has one meaning on both hosts.
+Files of ``faults/proxy`` are loaded as any built-in is, so a toxic has one meaning on both hosts.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from survive.transport import Broken, Request
 
 
 @cache
-def _effects() -> Any:
-    return load_module(builtin_root() / "faults" / "proxy" / "effects.py")
+def _proxy(part: str) -> Any:
+    return load_module(builtin_root() / "faults" / "proxy" / f"{part}.py")
 
 
 class HttpFaults:
@@ -30,13 +30,13 @@ class HttpFaults:
 
     def add(self, toxic: Toxic) -> bool:
         """Create or change a toxic; False if it is of another type. Raises ValueError."""
-        if toxic.type not in _effects().HTTP_TOXICS:
+        if toxic.type not in _proxy("http_toxics").HTTP_TOXICS:
             return False
         if toxic.stream != "downstream":
             raise ValueError(f"{toxic.type} acts downstream only")
         if self._faults is None:
-            self._faults = _effects().Faults(self.seed)
-        settings = _effects().made(toxic.type, toxic.attributes)
+            self._faults = _proxy("draws").Faults(self.seed)
+        settings = _proxy("http_toxics").made(toxic.type, toxic.attributes)
         self._faults.put(toxic.name, toxic.type, toxic.toxicity, settings)
         return True
 
@@ -60,7 +60,7 @@ class HttpFaults:
         ``cut`` is called when the service is to be left."""
         if self._faults is None:
             return None
-        look = dict(request.headers).get(_effects().LOOK, "")
+        look = dict(request.headers).get(_proxy("draws").LOOK, "")
         if (standing := self._faults.draw(request.method, request.path, look)) is None:
             return None
         return Rewriting(standing, pipe, end, cut, self._hits)
@@ -92,7 +92,7 @@ class Rewriting:
             return
         toxic = self.standing.toxic
         if toxic.applies(thing.status, thing.headers):
-            self._hit = _effects().Hit(self.standing, self._leaves)
+            self._hit = _proxy("hits").Hit(self.standing, self._leaves)
             self._hits[self] = None
             if toxic.resizes:
                 kept = {k: v for k, v in thing.headers.items() if k != "content-length"}
@@ -131,7 +131,7 @@ class Rewriting:
             self._pipe.push(item)
             return
         self._hits.pop(self, None)
-        if item is _effects().Mark.END:
+        if item is _proxy("effects").Mark.END:
             self._pipe.push(self._end)
         else:
             self._pipe.finish(Broken.CLOSED)

@@ -1,7 +1,7 @@
 """Nothing under faults/ is longer than its page of documentation; one file, one idea.
 
 A file's page is that of the kinds that it defines. What defines none supports those that import it,
-and may be as long as the longest page of theirs. The proxy is a program of its own.
+and may be as long as the longest page of theirs. The proxy is a program that faults on links use.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import pytest
 from faultscene import ROOT
 
 FAULTS = ROOT / "faults"
-FILES = sorted(p for p in FAULTS.rglob("*.py") if p.parent.name != "proxy")
+FILES = sorted(FAULTS.rglob("*.py"))
+PROGRAMS = {"activities/server.py": "activities/runner.py", "proxy/server.py": "links.py"}
+"""Programs, and who has them do things."""
 MOST_OF_A_FUNCTION = 45  # lines, docstring included
 
 
@@ -39,10 +41,14 @@ def families(path):
 
 
 def siblings(path):
-    """What it imports from beside."""
+    """What it imports from beside; a program names its parts in full."""
     for node in ast.walk(tree(path)):
-        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
-            yield path.parent.joinpath(*node.module.split(".")).with_suffix(".py")
+        if isinstance(node, ast.ImportFrom) and node.module:
+            parts = node.module.split(".")
+            if node.level == 1:
+                yield path.parent.joinpath(*parts).with_suffix(".py")
+            elif parts[0] == FAULTS.name:
+                yield ROOT.joinpath(*parts).with_suffix(".py")
 
 
 def users():
@@ -50,7 +56,8 @@ def users():
     for path in FILES:
         for sibling in siblings(path):
             found[sibling].add(path)
-    found[FAULTS / "activities" / "server.py"].add(FAULTS / "activities" / "runner.py")  # runs it
+    for program, user in PROGRAMS.items():
+        found[FAULTS / program].add(FAULTS / user)
     return found
 
 

@@ -216,6 +216,29 @@ def test_the_five_spans_are_those_of_the_request() -> None:
     assert scene.fast.second()[0] == 1  # one that waited for a lane
 
 
+def test_waiting_for_an_arrival_is_idle_and_waiting_for_a_lane_is_not_spun() -> None:
+    soon = 10 * SECOND + 50_000  # a scene begins 10 s after the origin
+    scene = Scene(intended=(soon,))
+    try:
+        scene.fast.park(0, scene.ours.fileno(), scene.now_us())
+        began = scene.now_us()
+        assert scene.fast.turn(30_000, 100_000) == []  # it is due within the spin
+        spent_ns = (scene.now_us() - began) * 1000
+        waited, idle_ns = scene.fast.second()
+        assert waited == 0
+        assert 0 < idle_ns <= spent_ns
+        assert scene.fast.second() == (0, 0)
+    finally:
+        scene.close()
+    scene = Scene(intended=(0, 0))
+    try:
+        scene.begin()  # the only lane is out, and one more is due
+        assert scene.fast.turn(30_000, 100_000) == []
+        assert scene.fast.second()[1] == 0
+    finally:
+        scene.close()
+
+
 def test_who_has_waited_for_longer_than_users_do_has_expired() -> None:
     late, young = tuple(range(0, 5 * SECOND, SECOND)), (9_999_000,)
     scene = Scene(intended=(*late, *young), patience_us=2 * SECOND, marks=(2_500_000,))
