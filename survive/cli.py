@@ -125,6 +125,14 @@ def init(**asked: Any) -> ExitCode:
     metavar="HOST:PORT",
     help="Where expected workers find this run.",
 )
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    metavar="FORMAT=PATH",
+    help="Write a report too, whatever the verdict: junit, markdown, hgrm, ... (- is stdout).",
+)
+@click.option("--no-ci", is_flag=True, help="Tell the CI system that this runs in nothing.")
 def run(
     file: Path,
     target: str | None,
@@ -140,6 +148,8 @@ def run(
     workers: int,
     expect_workers: int | None,
     bind: str,
+    reports: tuple[str, ...],
+    no_ci: bool,
 ) -> ExitCode:
     """Run a scenario: load, faults, verdict."""
     from survive.host.command import Workers, run_scenario
@@ -159,6 +169,8 @@ def run(
         inconclusive=inconclusive,
         repeat=repeat,
         workers=Workers(workers, expect_workers, bind) if expect_workers else plain,
+        reports=reports,
+        ci=not no_ci,
     )
 
 

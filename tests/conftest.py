@@ -39,6 +39,13 @@ def state_home(tmp_path, monkeypatch):
     return tmp_path / "state"
 
 
+@pytest.fixture(autouse=True)
+def no_ci(monkeypatch):
+    """Runs of the tests write nothing into the summary of the job that runs the tests."""
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 # Where SURVIVE_LIVE is set (CI) a test that is skipped has failed. What may be skipped even there,
 # by the beginning of its id, and why; each is printed at the end.
 MAY_BE_SKIPPED: dict[str, str] = {

@@ -26,7 +26,7 @@ from survive.chaos.permission import permitted
 from survive.contracts import Json
 from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError, UsageError
 from survive.host.machine import machine_warnings
-from survive.host.reports import chosen, in_repository, write_own_reports
+from survive.host.reports import Delivery, chosen, in_repository, write_own_reports
 from survive.judge.explain import too_few
 from survive.judge.extend import extended, extension_us
 from survive.judge.faults import heals_owed
@@ -107,12 +107,19 @@ def run_scenario(
     inconclusive: str | None = None,
     workers: Workers = Workers(),
     repeat: int = 1,
+    reports: Sequence[str] = (),
+    ci: bool = False,
 ) -> ExitCode:
     """Load, plan, perform, judge, show. Errors before the run are raised; see ``survive.cli``.
 
     ``repeat`` > 1: that many runs with seeds of their own, from the scenario's upward; the worst
-    verdict decides.
+    verdict decides. ``reports`` are as of ``--report``; ``ci``: tell the CI system that this runs
+    in, if it is known.
     """
+    delivery = Delivery.of(reports, file, Catalog(file), ci=ci)
+    if delivery.takes_stdout and (form == "json" or repeat > 1):
+        raise UsageError("stdout holds the result already", hint="give the report a file")
+    delivery.clear()
     asked = {"require_grade": require_grade, "inconclusive": inconclusive}
     if virtual and workers != Workers():
         raise UsageError("the virtual host has one load and no workers")
@@ -137,12 +144,17 @@ def run_scenario(
         permitted(scenario, catalog.fault, flagged=privileged, virtual=virtual),
         {option: value for option, value in asked.items() if value},
         workers,
+        delivery,
     )
     if repeat > 1:
         return _run_repeated(scenario, conditions, repeat, form)
     episode = _run_decided(scenario, conditions, plan)
     if episode.record is not None and episode.verdict is not None:
-        _show(episode.record, episode.verdict, form)
+        said = delivery.deliver(catalog, episode.record, episode.verdict, os.environ)
+        if said is None:
+            _show(episode.record, episode.verdict, form)
+        else:
+            _say(said)
     return episode.code
 
 
@@ -156,6 +168,7 @@ class _Conditions:
     privileged: bool
     asked: Mapping[str, str]
     workers: Workers
+    delivery: Delivery
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +185,16 @@ class Episode:
 def _run_repeated(scenario: Scenario, conditions: _Conditions, repeat: int, form: str) -> ExitCode:
     """Episodes one after the other, each with a run directory of its own."""
     episodes: list[Episode] = []
-    for seed in range(scenario.seed, scenario.seed + repeat):
+    seeds = range(scenario.seed, scenario.seed + repeat)
+    conditions.delivery.clear(seeds)
+    for seed in seeds:
         seeded = replace(scenario, seed=seed, raw={**scenario.raw, "seed": seed})
-        episodes.append(replace(_run_decided(seeded, conditions), record=None))
+        episode = _run_decided(seeded, conditions)
+        if episode.record is not None and episode.verdict is not None:
+            conditions.delivery.deliver(
+                conditions.catalog, episode.record, episode.verdict, os.environ, seed
+            )
+        episodes.append(replace(episode, record=None))
         if episodes[-1].code in ENDS_ALL:
             break  # nobody starts another fault on a host that is not known to be healed
     _show_episodes(episodes, form)

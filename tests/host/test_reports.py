@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from click.testing import CliRunner
 
 from survive.catalog import Catalog
 from survive.cli import cli
+from survive.errors import UsageError
 from survive.host.reports import WRITTEN, in_repository, write_report
 
 CALM = """\
@@ -76,10 +79,132 @@ def test_a_report_that_cannot_be_written_leaves_what_was_there(tmp_path, capsys)
     there.mkdir()
     write_report(One(), "x", there, None, None)  # a folder stands in its place
     assert "there is not written" in capsys.readouterr().err
-    write_report(One(), "x", tmp_path / "no" / "where", None, None)
-    assert "where is not written" in capsys.readouterr().err
     write_report(One(), "x", there / "x", None, None)
-    assert (there / "x").read_bytes() == b"new" and capsys.readouterr().err == ""
+    write_report(One(), "x", there / "x" / "y", None, None)
+    assert "y is not written" in capsys.readouterr().err
+    write_report(One(), "x", there / "new" / "z", None, None)
+    assert (there / "x").read_bytes() == (there / "new" / "z").read_bytes() == b"new"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
+    class One(Catalog):
+        def reporter(self, name):
+            return type("Fine", (), {"render": lambda *_: b"new"})()
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_report(One(), "x", pipe, None, None)
+    assert os.read(reader, 9) == b"new" and pipe.is_fifo()
+    os.close(reader)
+
+
+def test_reports_are_written_where_asked_whatever_the_verdict(project):
+    markdown, junit = project / "out" / "s.md", project / "j.xml"
+    junit.write_text("of another run")
+    asked = ("--report", f"markdown={markdown}", "--report", f"junit={junit}")
+    done = run(project, *asked, "--set", "requests.search.expect={status: 404}")
+    assert done.return_value == 1
+    assert markdown.read_text().startswith("## FAILED: calm on reference\n")
+    assert "<failure" in junit.read_text()
+    assert "OBJECTIVES" in done.stdout
+
+
+def test_a_report_on_stdout_stands_in_place_of_the_result(project):
+    done = run(project, "--report", "json=-")
+    assert json.loads(done.stdout)["verdict"] == "survived"
+    assert run(project, "--report", "markdown=-").stdout.startswith("## SURVIVED: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--report", "junit"], "FORMAT=PATH"),
+        (["--report", "junit="], "FORMAT=PATH"),
+        (["--report", "junitt=x"], "did you mean 'junit'"),
+        (["--report", "junit=a", "--report", "json=./a"], "holds something else"),
+        (["--report", "junit=-", "--report", "json=-"], "holds something else"),
+        (["--report", "json=-", "--format", "json"], "stdout holds the result already"),
+        (["--report", "junit=-", "--repeat", "2"], "stdout holds the result already"),
+    ],
+)
+def test_a_place_that_is_taken_is_told_before_anything_runs(project, options, said):
+    done = run(project, *options)
+    assert isinstance(done.exception, UsageError)
+    assert said in "".join(done.exception.lines())
+    assert not (project / "runs").exists()
+
+
+def test_the_scenario_is_no_place_for_a_report(project):
+    file = project / "load" / "calm.survive.yaml"
+    done = run(project, "--report", f"junit={file}")
+    assert isinstance(done.exception, UsageError) and file.read_text() == CALM
+
+
+def test_what_another_run_left_is_gone_even_if_this_one_never_began(project):
+    stale = [project / name for name in ("j.xml", "j-3.xml", "j-4.xml")]
+    for path in stale:
+        path.write_text("all green")
+    done = run(project, "--report", f"junit={stale[0]}", "--set", "load.nothing=1")
+    assert done.exception is not None and not stale[0].exists()
+    done = run(project, "--report", f"junit={stale[0]}", "--repeat", "2")
+    assert done.return_value == 0 and not stale[0].exists()
+    for path, seed in zip(stale[1:], (3, 4), strict=True):
+        assert f'name="seed" value="{seed}"' in path.read_text()
+
+
+@pytest.mark.parametrize("breaks", ["raise OSError('a\\nb')", "raise SystemExit(0)", "return 1"])
+def test_whatever_a_reporter_does_the_verdict_stays(project, breaks):
+    (project / "reporters").mkdir()
+    code = f"class R:\n    def render(self, record, verdict):\n        {breaks}\nreporter = R()\n"
+    (project / "reporters" / "ours.py").write_text(code)
+    places = ("--report", f"ours={project / 'o'}", "--report", "ours=-")
+    done = run(project, *places, "--set", "requests.search.expect={status: 404}")
+    assert done.return_value == 1 and not (project / "o").exists()
+    assert sum("is not written" in line for line in done.stderr.splitlines()) == 2
+    assert "OBJECTIVES" in done.stdout
+
+
+# -------------------------------------------------------------------- GitHub
+
+
+@pytest.fixture
+def github(project, monkeypatch):
+    summary = project / "summary.md"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    return summary
+
+
+def test_in_github_actions_the_step_has_a_summary_and_the_line_an_annotation(project, github):
+    github.write_text("before\n")
+    wrong = ("--set", "requests.search.expect={status: 404}", "--format", "json")
+    done = run(project, *wrong)
+    assert github.read_text().startswith("before\n## FAILED: calm on reference\n")
+    told = [line for line in done.stderr.splitlines() if line.startswith("::")]
+    assert len(told) == 1
+    assert told[0].startswith("::error file=load/calm.survive.yaml,line=11,title=answers broke")
+    assert json.loads(done.stdout)["exit_code"] == done.return_value == 1
+
+
+def test_ci_is_told_nothing_unless_it_is_there_and_wanted(project, github, monkeypatch):
+    done = run(project, "--no-ci", "--set", "requests.search.expect={status: 404}")
+    assert done.return_value == 1 and "::error" not in done.stderr and not github.exists()
+    monkeypatch.delenv("GITHUB_ACTIONS")
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY")
+    done = run(project, "--set", "requests.search.expect={status: 404}")
+    assert "::error" not in done.stderr
+
+
+def test_a_summary_that_has_no_room_is_left_and_changes_nothing(project, github, monkeypatch):
+    github.write_bytes(b"x" * (1 << 20))
+    done = run(project)
+    assert done.return_value == 0 and github.stat().st_size == 1 << 20
+    assert "no room for another summary" in done.stderr
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(project / "no" / "where"))
+    done = run(project)
+    assert done.return_value == 0 and "is not written" in done.stderr
 
 
 def test_a_file_is_named_as_its_repository_names_it(tmp_path, monkeypatch):
