@@ -40,6 +40,7 @@ from .matrix import Square, matrix_of, rows
 from .sentence import observed_text, sentence
 
 NARROWEST, WIDEST, PLAIN = 60, 140, 80
+PAGE = "report.html"  # of the run directory; older runs and those of others may have none
 _ROOMY = 76  # from here on there is room for explanations beside numbers
 _WINDOW = 18  # cells that the name of a window may claim before an interval is shown
 _SIDE = 9  # right-hand column of the timeline
@@ -331,6 +332,8 @@ class Report:
         if self.verdict.exit_code is ExitCode.HEAL_UNPROVEN:
             command = "survive heal --check"
         yield Text(f"next: {command}", draw.FAINT)
+        if (self.record.folder / PAGE).is_file():
+            yield Text(f"page: {folder}/{PAGE}", draw.FAINT)
 
 
 @dataclass(frozen=True, slots=True)

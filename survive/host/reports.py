@@ -17,7 +17,7 @@ from survive.judge.verdict import Verdict
 from survive.record.reader import Record
 
 # Written into every run directory that has a verdict: file → reporter.
-WRITTEN = {"junit.xml": "junit"}
+WRITTEN = {"junit.xml": "junit", "report.html": "html"}
 STDOUT = "-"
 
 # GitHub keeps no summary of a step that is longer, and says so only where nobody looks.
