@@ -106,7 +106,8 @@ def _cell_case(cell: Cell, record: StoredRun, spans: Spans) -> _Case:
         return replace(case, bad="failure", message=case.seen, body=body)
     why = cell.why or "too little was seen to tell"
     if not cell.n and not spans.reached(cell.window):
-        return replace(case, bad="skipped", message=f"not reached: {why}")
+        said = f"not reached: {why}"
+        return replace(case, bad="skipped", message=said, body=said)
     return replace(case, bad="error", message=f"inconclusive: {why}", body=body)
 
 

@@ -10,10 +10,12 @@ import math
 import os
 import re
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import reporter_fakes as fakes
+from markdown_it import MarkdownIt
 from reporter_fakes import cell, module
 
 from survive.errors import ExitCode
@@ -100,14 +102,40 @@ def test_hostile_text_is_no_markup_and_no_link_in_markdown():
         assert all(c.isprintable() or c == "\u200b" for c in line), line
 
 
-def test_every_row_has_the_columns_of_its_table():
+class Page(HTMLParser):
+    """What a parser of Markdown made of a report: its tags, its texts, cells of each row."""
+
+    def __init__(self, report: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.texts: list[str] = []
+        self.cells: list[int] = []
+        reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+        self.feed(reader.render(report))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.cells += [0] * (tag == "tr")
+        if tag in {"td", "th"}:
+            self.cells[-1] += 1
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_a_reader_of_markdown_finds_the_frame_and_the_texts_as_they_were():
     verdict, run = hostile()
     for report in (rendered("markdown", verdict, **run), rendered("markdown", fakes.failed())):
-        width = 0
-        for line in outside_of_fences(report):
-            cells = re.split(r"(?<!\\)\|", line) if line.startswith("|") else []
-            assert not (cells and width) or len(cells) == width, line
-            width = len(cells)
+        page = Page(report)
+        assert page.tags <= {
+            *("h2", "p", "strong", "br", "pre", "code", "ul", "li"),
+            *("table", "thead", "tbody", "tr", "th", "td"),
+        }
+        assert set(page.cells) == {7, 4}
+    page = Page(rendered("markdown", verdict, **run))
+    said = "".join(page.texts).replace("\u200b", "")
+    clean = module("glyphs").UNICODE.clean(" ".join(HOSTILE.split()))
+    assert said.count(clean) >= 8  # headline, name, why, evidence, target, reasons, command
 
 
 def test_a_summary_has_room_beside_others_and_keeps_what_broke():

@@ -31,9 +31,10 @@ MANIFEST = {
 }
 HOSTILE = "a]]><&\"'\x00\x1b[31m\x85\ud800\ufffe\r\n::error::b\u2028%0A\U0001f600 é"
 
-# What the schema of Jenkins' JUnit plug-in (junit-10.xsd) has of each element, and allows in it:
-# attributes that must be there, those that may, and what stands inside, in order. ``file`` and
-# ``line`` of a case are in no schema; most readers know them.
+# What the schema of Jenkins' xUnit plug-in (junit-10.xsd) has of each element, as far as we use it:
+# attributes that must be there, those that may, and what stands inside, in our order. ``file`` and
+# ``line`` of a case are in no schema; most readers know them. GitLab shows what stands inside of a
+# failure, an error or a skip, Jenkins the message too: no such element is empty.
 SHAPE = {
     "testsuites": (set(), {"name", "tests", "failures", "errors", "time"}, ["testsuite"]),
     "testsuite": (
@@ -78,6 +79,8 @@ def check(element: ElementTree.Element) -> None:
     if element.tag == "testcase":
         assert float(element.get("time")) >= 0
         assert sum(tag in {"failure", "error", "skipped"} for tag in tags) <= 1
+    if element.tag in {"failure", "error", "skipped"}:
+        assert element.text and element.text.strip()
     for child in element:
         check(child)
 
