@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from survive.judge.metrics import Tally
+from survive.judge.metrics import Shares
 from survive.judge.recovery import Steady
 from survive.judge.verdict import Budget
 from survive.judge.windows import Windows
@@ -64,7 +64,7 @@ def _cost(name: str, one: Steady, fault: FaultWindow, windows: Windows) -> Budge
     )
 
 
-def _calm(tally: Tally) -> float:
+def _calm(tally: Shares) -> float:
     n, bad = tally.total("steady")
     return bad / n if n else 0.0
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from survive.errors import RecordError
 from survive.judge import scaling
-from survive.judge.metrics import Tally
+from survive.judge.metrics import Shares
 from survive.judge.probed import Counted, Seen, judge_gauge, judge_probe
 from survive.judge.rates import (
     Rated,
@@ -46,7 +46,7 @@ class Evidence:
     windows: Windows
     seen: Seen
     steady: Sequence[Steady]
-    tally: Callable[[Objective, str], Tally]
+    tally: Callable[[Objective, str], Shares]
 
     def kinds(self, names: Sequence[str]) -> list[int]:
         """Request kinds as the table counts them; those that there are."""
@@ -162,7 +162,7 @@ def _rated(evidence: Evidence, objective: Objective, window: str) -> tuple[Rated
             raise RecordError(f"nothing judges {objective.metric}")
 
 
-def _users(evidence: Evidence, objective: Objective) -> list[tuple[Tally, list[Tally]]]:
+def _users(evidence: Evidence, objective: Objective) -> list[tuple[Shares, list[Shares]]]:
     limits = evidence.scenario.objectives.values()
     return [
         (

@@ -1,7 +1,8 @@
 """Exit codes and their precedence (DESIGN §7), in one function.
 
 70 > 5 > 130/143 > 6 > 2 > 4 > 3 (the harness was late or failing) > 1 > 3 (evidence gaps) > 0:
-evidence gaps remove greens; only the harness's own lateness or failure may remove a red.
+evidence gaps remove greens; only the harness's own lateness or failure may remove a red. Where it
+was late all over, all reds; where it was late for a while (``late``), those that rest on that.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Facts:
     stopped: tuple[str, ...] = ()  # by stop_if
     harness: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()  # reds that do not stand without what the harness was late with
     ungraded: tuple[str, ...] = ()  # less real than `--require-grade` asks
     gaps: tuple[str, ...] = ()
 
@@ -39,6 +41,7 @@ class Facts:
             *self.stopped,
             *self.harness,
             *self.failed,
+            *self.late,
             *self.ungraded,
             *self.gaps,
         )
@@ -56,6 +59,7 @@ def exit_code(facts: Facts) -> ExitCode:
         (facts.stopped, ExitCode.STOPPED),
         (facts.harness, ExitCode.INCONCLUSIVE),
         (facts.failed, ExitCode.FAILED),
+        (facts.late, ExitCode.INCONCLUSIVE),
         (facts.ungraded, ExitCode.INCONCLUSIVE),
         (facts.gaps, ExitCode.INCONCLUSIVE),
     )
@@ -69,7 +73,7 @@ def exit_as_asked(facts: Facts, inconclusive: str) -> ExitCode:
     unproven heals, interrupts and a grade that was required are never passed.
     """
     code = exit_code(facts)
-    if code is not ExitCode.INCONCLUSIVE or facts.harness:
+    if code is not ExitCode.INCONCLUSIVE or facts.harness or facts.late:
         return code
     if inconclusive == "fail":
         return ExitCode.FAILED

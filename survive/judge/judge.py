@@ -8,7 +8,7 @@ rule; the exit code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,8 +24,9 @@ from survive.judge.faults import ONE_SHOT, PROVEN, Life, lives
 from survive.judge.grades import asked_of, fault_grades, lowest, ungraded
 from survive.judge.hysteresis import loop_of
 from survive.judge.journeys import never_asked, with_journeys
+from survive.judge.lateness import Lateness
 from survive.judge.load import absent, conservation, guilt, load_report, undelivered
-from survive.judge.metrics import Tally, allowed_share
+from survive.judge.metrics import Shares, Tally, allowed_share
 from survive.judge.probed import missing, seen
 from survive.judge.rates import amplification, counted
 from survive.judge.recovery import SAME_LOAD, Recovery, Steady, recovery_word, watch
@@ -83,13 +84,13 @@ class _Judgement:
         late = [span for life in self._lives.values() for span in life.late(self._plan.end_us)]
         self._windows = Windows(self._plan, late)
         self._tallies: dict[tuple[str, str], Tally] = {}
-        self._steady = self._steady_objectives()
         self._seen = seen(record.events)
-        self._evidence = Evidence(
-            record, scenario, self._windows, self._seen,
-            [one for _, one in self._steady], self._tally,
-        )  # fmt: skip
         self._guilt = guilt(self._plan, self._table, self._windows)
+        self._lateness = Lateness(self._plan, self._table, self._windows)
+        self._ours: set[tuple[str, str, str]] = set()  # (name, request, window) of spared reds
+        self._steady = self._steady_objectives(self._tally)
+        self._evidence = self._evidence_by(self._tally)
+        self._sparing = self._evidence_by(self._spared)
 
     def _check(self) -> None:
         known = {fault.fault for fault in self._plan.faults}
@@ -137,10 +138,20 @@ class _Judgement:
             self._tallies[key] = Tally(self._table, self._windows, objective, at)
         return self._tallies[key]
 
-    def _steady_objectives(self) -> list[tuple[str, Steady]]:
+    def _spared(self, objective: Objective, kind: str) -> Shares:
+        """The same without what may be bad because the harness was late with it."""
+        return self._lateness.without(self._tally(objective, kind))
+
+    def _evidence_by(self, tally: Callable[[Objective, str], Shares]) -> Evidence:
+        steady = [one for _, one in self._steady_objectives(tally)]
+        return Evidence(self._record, self._scenario, self._windows, self._seen, steady, tally)
+
+    def _steady_objectives(
+        self, tally: Callable[[Objective, str], Shares]
+    ) -> list[tuple[str, Steady]]:
         """(objective, what it means for one kind) of what recovery is recovery of."""
         return [
-            (objective.name, Steady(kind, allowed_share(objective), self._tally(objective, kind)))
+            (objective.name, Steady(kind, allowed_share(objective), tally(objective, kind)))
             for objective in self._scenario.objectives.values()
             if objective.during == "steady" and objective.metric in TALLIED
             for kind in objective.of
@@ -174,8 +185,12 @@ class _Judgement:
         elif objective.metric in TALLIED:
             yield from self._share_cells(objective)
         else:
-            for cell in other_cells(self._evidence, objective):
-                yield self._if_proven(replace(cell, with_faults=self._with(cell.window)))
+            cells = left = list(other_cells(self._evidence, objective))
+            if self._may_be_ours(cell.verdict for cell in cells):
+                left = list(other_cells(self._sparing, objective))
+            for cell, spared in zip(cells, left, strict=True):
+                found = self._spare(cell, spared.verdict, "the requests")
+                yield self._if_proven(replace(found, with_faults=self._with(cell.window)))
 
     def _share_cells(self, objective: Objective) -> Iterator[Cell]:
         for window in windows_of(objective, self._plan):
@@ -211,9 +226,25 @@ class _Judgement:
             with_faults=self._with(window),
             bound="min" if objective.at_least else "max",
         )
+        if self._may_be_ours([decision.word]):
+            left_n, left_bad = self._spared(objective, kind).total(window)
+            left = decide(left_bad, left_n, allowed_share(objective), rps, effect)
+            cell = self._spare(cell, left.word, f"{bad - left_bad:,} of the {bad:,} bad requests")
         if judged.undecided:
             cell = _tempered(cell, f"the fate of {judged.undecided} requests is not known")
         return self._if_proven(cell)
+
+    def _may_be_ours(self, words: Iterable[Word]) -> bool:
+        """There is a red, and the harness was late at some time."""
+        return Word.FAILED in words and self._lateness.ever()
+
+    def _spare(self, cell: Cell, left: Word, ours: str) -> Cell:
+        """A red that does not stand without what the harness itself was late with is none."""
+        if cell.verdict is not Word.FAILED or left is Word.FAILED:
+            return cell
+        why = f"it is not broken without {ours} that the harness itself sent or read late"
+        self._ours.add((cell.name, cell.request, cell.window))
+        return replace(cell, verdict=Word.INCONCLUSIVE, why=why)
 
     def _with(self, window: str) -> tuple[str, ...]:
         kind, _, name = window.partition(":")
@@ -239,8 +270,8 @@ class _Judgement:
             for fault in group.faults:
                 yield group, self._lives[fault.fault]
 
-    def _watch(self, stable_us: int) -> list[_Watched]:
-        steady = self._evidence.steady
+    def _watch(self, stable_us: int, evidence: Evidence | None = None) -> list[_Watched]:
+        steady = (evidence or self._evidence).steady
         return [
             _Watched(
                 life,
@@ -277,31 +308,34 @@ class _Judgement:
         return longest.stable_for_us if longest else _DEFAULT_STABLE_US
 
     def _recovery_cells(self, objective: Objective) -> Iterator[Cell]:
-        for watched in self._watch(objective.stable_for_us):
+        found = left = self._watch(objective.stable_for_us)
+        if self._may_be_ours(recovery_word(w.recovery, objective.limit)[0] for w in found):
+            left = self._watch(objective.stable_for_us, self._sparing)
+        for watched, spared in zip(found, left, strict=True):
             name, recovery = watched.life.window.fault, watched.recovery
             word, why = recovery_word(recovery, objective.limit)
             if word is Word.FAILED and watched.recovery.risen > SAME_LOAD:
                 why = self._note(watched)
             if unhealed := self._unhealed(name):
                 word, why = Word.INCONCLUSIVE, unhealed
-            yield self._if_proven(
-                Cell(
-                    name=objective.name,
-                    metric=metric_name(objective),
-                    request="",
-                    window=f"recovery:{name}",
-                    verdict=word,
-                    limit=objective.limit / SECOND,
-                    unit="s",
-                    observed=_recovered_s(recovery, word),
-                    low=_seconds(recovery.earliest_after_us),
-                    high=_seconds(recovery.recovered_after_us),
-                    n=recovery.n,
-                    bad=recovery.bad,
-                    why=why,
-                    with_faults=tuple(f.fault for f in watched.group.faults if f.fault != name),
-                )
+            cell = Cell(
+                name=objective.name,
+                metric=metric_name(objective),
+                request="",
+                window=f"recovery:{name}",
+                verdict=word,
+                limit=objective.limit / SECOND,
+                unit="s",
+                observed=_recovered_s(recovery, word),
+                low=_seconds(recovery.earliest_after_us),
+                high=_seconds(recovery.recovered_after_us),
+                n=recovery.n,
+                bad=recovery.bad,
+                why=why,
+                with_faults=tuple(f.fault for f in watched.group.faults if f.fault != name),
             )
+            without_ours, _ = recovery_word(spared.recovery, objective.limit)
+            yield self._if_proven(self._spare(cell, without_ours, "the requests"))
 
     def _note(self, watched: _Watched) -> str:
         recovery = watched.recovery
@@ -321,7 +355,13 @@ class _Judgement:
             return False
         seen_us = watched.group.end_us - watched.group.last_heal_us
         calm = watched.recovery.risen <= SAME_LOAD
-        return watched.recovery.still_broken and calm and seen_us >= max(limits)
+        if not (watched.recovery.still_broken and calm and seen_us >= max(limits)):
+            return False
+        if not self._lateness.ever():
+            return True
+        spared = self._watch(self._stable_us(), self._sparing)
+        name = watched.life.window.fault
+        return any(w.recovery.still_broken for w in spared if w.life.window.fault == name)
 
     # ---------------------------------------------------------------------- faults
 
@@ -438,14 +478,22 @@ class _Judgement:
             stopped=tuple(f"stopped by {e.text('rule')}" for e in stops if _by(e, "stop_if")),
             harness=tuple(self._harness(ended)),
             failed=tuple(_broke(cell) for cell in cells if cell.verdict is Word.FAILED),
+            late=tuple(_undecided(cell) for cell in cells if self._is_spared(cell)),
             ungraded=tuple(ungraded(self._record, grade)),
             gaps=(
                 *(f"{x.window.fault} was not proven active: {x.proof}" for x in unproven),
                 *(["the run was stopped"] if ended.text("ended") == "stopped" else []),
                 *self._undelivered(ended),
-                *(_undecided(cell) for cell in cells if cell.verdict is Word.INCONCLUSIVE),
+                *(
+                    _undecided(cell)
+                    for cell in cells
+                    if cell.verdict is Word.INCONCLUSIVE and not self._is_spared(cell)
+                ),
             ),
         )
+
+    def _is_spared(self, cell: Cell) -> bool:
+        return (cell.name, cell.request, cell.window) in self._ours
 
     def _undelivered(self, ended: Event) -> list[str]:
         if ended.text("ended") != "complete":

@@ -19,7 +19,10 @@ value up to 0.1 % over still counts as within.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -66,18 +69,48 @@ class Judged:
     high: Number
 
 
+class Shares(Protocol):
+    """How many requests count, and how many of them are bad."""
+
+    def per_slice(self, window: str) -> tuple[I64, I64]:
+        """See Tally."""
+
+    def total(self, window: str) -> tuple[int, int]:
+        """See Tally."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What went bad of one kind in one segment, of requests that crossed the same first mark.
+
+    ``over``: (µs over the limit, how many) of what was ok; of gaps between tokens, requests that
+    weigh as much.
+    """
+
+    segment: int
+    crossed: int
+    first_slice: int
+    start_us: int
+    end_us: int
+    limit_us: int
+    not_ok: list[tuple[Outcome, int]]
+    over: list[tuple[int, int]]
+
+
 class Tally:
     """One objective on one kind: what every place of the run adds to it."""
 
     def __init__(self, table: Table, windows: Windows, objective: Objective, kind: int) -> None:
         self._table = table
         self._windows = windows
+        self.kind = kind
         self.metric = objective.metric
         self._limit_us = round(objective.limit)
         mine = table.rows[:, 0] == kind
         counts = table.row_counts[mine]
         self._slice, self._crossed = table.rows[mine, 1], table.rows[mine, 2]
         self._ok = counts[:, COLUMN[Outcome.OK]]
+        self._bad = counts[:, _BAD_COLUMNS]
         self._not_ok = counts[:, _BAD_COLUMNS].sum(axis=1)
         self._undecided = counts[:, _UNDECIDED_COLUMNS].sum(axis=1)
         series = SERIES.get(objective.metric)
@@ -110,6 +143,53 @@ class Tally:
         return self._share(
             by_slice(self._ok), by_slice(self._not_ok), by_slice(self._measured), over
         )
+
+    def bad_places(self, window: str) -> Iterator[Place]:
+        """What went bad in a window, place by place."""
+        rows, sets = self._masks(window)
+        not_ok: dict[tuple[int, int], I64] = {}
+        segments = self._windows.segment_of(self._slice[rows]).tolist()
+        for segment, crossed, bad in zip(
+            segments, self._crossed[rows].tolist(), self._bad[rows], strict=True
+        ):
+            place = (segment, crossed)
+            not_ok[place] = not_ok[place] + bad if place in not_ok else bad
+        over = self._over_by_place(sets)
+        starts, ends = self._windows.starts, self._windows.ends
+        first_slices = self._windows.first_slice
+        for segment, crossed in sorted(set(not_ok) | set(over)):
+            first = int(first_slices[segment])
+            last = int(first_slices[segment + 1]) if segment + 1 < len(first_slices) else len(ends)
+            counts = not_ok.get((segment, crossed), np.zeros(len(BAD), dtype=np.int64)).tolist()
+            yield Place(
+                segment,
+                crossed,
+                first,
+                int(starts[first]),
+                int(ends[last - 1]),
+                self._limit_us,
+                [(outcome, n) for outcome, n in zip(BAD, counts, strict=True) if n],
+                over.get((segment, crossed), []),
+            )
+
+    def _over_by_place(self, sets: Mask) -> dict[tuple[int, int], list[tuple[int, int]]]:
+        entries, owners = self._table.entries(self._sets), self._table.owners(self._sets)
+        chosen = np.flatnonzero(
+            (self._table.index[entries] > index_of(self._limit_us)) & sets[owners]
+        )
+        places = self._table.sets[self._sets][owners[chosen]][:, 3:5].tolist()
+        weight = 1.0
+        if self.metric is Metric.ITL:  # gaps: a request weighs as one
+            gaps = int(self._measured.sum())
+            weight = int(np.minimum(self._measured, self._ok).sum()) / max(1, gaps)
+        found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        indices = self._table.index[entries][chosen].tolist()
+        for place, index, n in zip(
+            places, indices, self._table.count[entries][chosen].tolist(), strict=True
+        ):
+            by_us = highest_of(index) - self._limit_us
+            found.setdefault((place[0], place[1]), []).append((by_us, math.ceil(n * weight)))
+        return found
 
     def effect(self, window: str) -> float:
         """The design effect of the window's bad requests, by the table's segments."""

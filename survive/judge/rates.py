@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from survive.judge.metrics import Tally
+from survive.judge.metrics import Shares
 from survive.judge.probed import Seen
 from survive.judge.statistics import Decision, decide, lower_bound, upper_bound
 from survive.judge.verdict import Number, Word
@@ -50,7 +50,7 @@ def users_limits(objectives: Iterable[Objective], kind: str) -> list[Objective]:
 
 
 def goodput(
-    kinds: Sequence[tuple[Tally, Sequence[Tally]]], window: str, seconds: float, limit: float
+    kinds: Sequence[tuple[Shares, Sequence[Shares]]], window: str, seconds: float, limit: float
 ) -> Rated:
     """Requests within all their limits, per second. For each kind its success and its times.
 

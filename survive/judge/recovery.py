@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from survive.judge.faults import Life
-from survive.judge.metrics import Tally
+from survive.judge.metrics import Shares
 from survive.judge.verdict import Word
 from survive.judge.windows import Group, Windows
 from survive.plan.model import GUARD_US, SLICE_US, FaultWindow, Plan
@@ -36,7 +36,7 @@ class Steady:
 
     kind: str
     allowed: float
-    tally: Tally
+    tally: Shares
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,11 @@ class Windows:
         steady: Mask = quiet[self.phase] & ~disturbed
         return steady
 
+    def segment_of(self, slices: I64) -> I64:
+        """The table's segment of each slice."""
+        found = np.searchsorted(self.first_slice, slices, side="right") - 1
+        return found.astype(np.int64)
+
     def mask(self, window: str, slices: I64, crossed: I64) -> Mask:
         """Which places belong to a window. RecordError if the plan has no such window."""
         kind, _, name = window.partition(":")

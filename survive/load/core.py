@@ -198,6 +198,15 @@ class Filing:
             if lengths:
                 self.add(Key(where, HARNESS, -1, series), lengths)
 
+    def away(self, begin_us: int, end_us: int) -> None:
+        """This worker's loop stood still so long, and neither sent nor read."""
+        at, begin_us = self.slice_of(begin_us), max(0, begin_us)
+        while begin_us < end_us:
+            last = at + 1 == len(self._starts)
+            until_us = end_us if last else min(end_us, self._starts[at + 1])
+            self.add(Key(at, HARNESS, -1, Series.AWAY), (until_us - begin_us,))
+            at, begin_us = at + 1, until_us
+
     def users(self, second_us: int, present: int) -> None:
         """So many users were there at the end of a second that began then."""
         if present:

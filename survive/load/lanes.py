@@ -278,7 +278,7 @@ class Engine:
     def _before_block(self) -> None:
         self._blocked_at_ns = now = time.monotonic_ns()
         if now - self._awake_ns > STALL_NS:
-            self._stalls.seen(now - self._awake_ns)
+            self._stood_still(now - self._awake_ns, now)
 
     def _after_block(self) -> None:
         """A poll was idle time if it was long and really gave up the processor: one that a
@@ -288,12 +288,17 @@ class Engine:
         self._counted = False
         if span >= BLOCKED_NS:
             if span > SWEEP_NS + STALL_NS:
-                self._stalls.seen(span - SWEEP_NS)
+                self._stood_still(span - SWEEP_NS, now)
             switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
             if switches != self._switches:
                 self._switches = switches
                 self._idle_ns += span
                 self._counted = True
+
+    def _stood_still(self, span_ns: int, end_ns: int) -> None:
+        self._stalls.seen(span_ns)
+        end_us = (end_ns - self._origin_ns) // 1000
+        self.filing.away(end_us - span_ns // 1000, end_us)
 
     def _guarded(self, callback: Callable[[], None]) -> Callable[[], None]:
         """gevent prints what a hub callback raises and goes on; we must not."""

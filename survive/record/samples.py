@@ -21,6 +21,7 @@ starved        second in which lanes were waited for while     requests that wai
 stall          turn of a load worker's loop over 10 ms         its length              ""
 preempted      the same, when others had the core meanwhile    its length              ""
 users          second of a closed model, if anybody is there   users at its end        ""
+away           slice and stall of a load worker that touch     µs of the stall in it   ""
 =============  ==============================================  ======================  =========
 
 ``expired``, ``unsent``, ``lost`` and ``in_flight`` have a latency sample too (age when settled),
@@ -71,6 +72,7 @@ class Series(StrEnum):
     STALL = "stall"
     PREEMPTED = "preempted"
     USERS = "users"
+    AWAY = "away"
 
 
 class Key(NamedTuple):

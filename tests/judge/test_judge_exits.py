@@ -20,11 +20,12 @@ TABLE = [
     ({"stopped": ("x",)}, ExitCode.STOPPED, Word.FAILED),
     ({"harness": ("x",)}, ExitCode.INCONCLUSIVE, Word.INCONCLUSIVE),
     ({"failed": ("x",)}, ExitCode.FAILED, Word.FAILED),
+    ({"late": ("x",)}, ExitCode.INCONCLUSIVE, Word.INCONCLUSIVE),
     ({"ungraded": ("x",)}, ExitCode.INCONCLUSIVE, Word.INCONCLUSIVE),
     ({"gaps": ("x",)}, ExitCode.INCONCLUSIVE, Word.INCONCLUSIVE),
     ({}, ExitCode.SURVIVED, Word.SURVIVED),
 ]
-NUMBERS = [70, 5, 130, 6, 2, 4, 3, 1, 3, 3, 0]
+NUMBERS = [70, 5, 130, 6, 2, 4, 3, 1, 3, 3, 3, 0]
 
 
 @pytest.mark.parametrize(("facts", "code", "word"), TABLE)
@@ -61,7 +62,7 @@ def test_only_a_gap_in_the_evidence_is_passed_or_failed_on_request(facts, code, 
     assert exit_as_asked(Facts(**facts), "pass") is (ExitCode.SURVIVED if gap else code)
 
 
-@pytest.mark.parametrize("worse", ["harness", "heal_unproven", "failed", "ungraded", "stopped"])
+@pytest.mark.parametrize("worse", ["harness", "heal_unproven", "failed", "late", "ungraded", "stopped"])
 def test_a_gap_is_not_passed_beside_something_worse(worse):
     facts = Facts(**{worse: ("x",)}, gaps=("y",))
     assert exit_as_asked(facts, "pass") is exit_code(facts) is not ExitCode.SURVIVED

@@ -58,6 +58,21 @@ def tally_of(filing: Filing, done: bool = True) -> Tally:
     return tally
 
 
+def test_a_stall_is_filed_in_each_slice_that_it_touches() -> None:
+    filing = new_filing()
+    filing.away(-20 * MS, 30 * MS)  # begun before the load
+    filing.away(900 * MS, 3_200 * MS)  # over whole slices, and on into the drain
+    counts = tally_of(filing).counts
+    found = {
+        key.slice: sorted(highest_of(index) for index in count)
+        for key, count in counts.items()
+        if key.series is Series.AWAY
+    }
+    assert [[round(us / 1000) for us in found[at]] for at in range(3)] == [
+        [30, 100], [1000], [1200],
+    ]  # fmt: skip
+
+
 # ------------------------------------------------------------------------------- outcomes
 
 

@@ -86,4 +86,5 @@ async def _stopped_and_preempted(tmp_path: Path) -> None:
         assert await asyncio.wait_for(load.process.wait(), 20) == 0
         await listening
     assert load.tally.quantile(Series.STALL, 1.0) >= 290 * MS
+    assert load.tally.quantile(Series.AWAY, 1.0) >= 290 * MS
     assert load.tally.quantile(Series.PREEMPTED, 1.0) >= 150 * MS
