@@ -62,7 +62,9 @@ def test_only_a_gap_in_the_evidence_is_passed_or_failed_on_request(facts, code, 
     assert exit_as_asked(Facts(**facts), "pass") is (ExitCode.SURVIVED if gap else code)
 
 
-@pytest.mark.parametrize("worse", ["harness", "heal_unproven", "failed", "late", "ungraded", "stopped"])
+@pytest.mark.parametrize(
+    "worse", ["harness", "heal_unproven", "failed", "late", "ungraded", "stopped"]
+)
 def test_a_gap_is_not_passed_beside_something_worse(worse):
     facts = Facts(**{worse: ("x",)}, gaps=("y",))
     assert exit_as_asked(facts, "pass") is exit_code(facts) is not ExitCode.SURVIVED
