@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from survive.judge.verdict import Cell
 
-from . import words
-from .glyphs import UNICODE
+from . import told, words
 from .inputs import StoredRun
 from .sentence import observed_text
-
-
-def limit_text(cell: Cell) -> str:
-    """``ttft.p95 ≤ 800 ms``."""
-    sign = UNICODE.at_least if cell.bound == "min" else UNICODE.at_most
-    return f"{cell.metric} {sign} {words.quantity(cell.limit, cell.unit)}"
 
 
 def seen_text(cell: Cell) -> str:
     """``ttft.p95 141 ms (138..147), limit ≤ 800 ms, n 1,214, 2 bad``."""
     seen = observed_text(cell) if cell.observed is not None else "not measured"
     interval = words.interval(cell.low, cell.high, cell.unit)
-    limit = limit_text(cell).removeprefix(f"{cell.metric} ")
+    limit = told.limit(cell).removeprefix(f"{cell.metric} ")
     parts = [
         f"{cell.metric} {seen}" + (f" ({interval})" if interval else ""),
         f"limit {limit}",

@@ -22,21 +22,21 @@ import numpy as np
 
 from survive.catalog import nearest
 from survive.errors import UsageError
-from survive.judge.faults import lives
 from survive.judge.verdict import Verdict
-from survive.judge.windows import Windows
 from survive.record.hdr import BUCKETS, DIGITS, highest_of, lowest_of
 from survive.record.reader import Record
-from survive.record.samples import BAD, UNDECIDED, Outcome, Series
-from survive.record.table import COLUMN, I64
+from survive.record.samples import UNDECIDED, Series
+from survive.record.table import COLUMN
 
 from . import words
 from .glyphs import UNICODE
+from .measured import Measured
 
 _STREAMED = (Series.TTFT, Series.ITL, Series.TPOT, Series.TOKENS)
-_OF_EACH = (Series.LATENCY, Series.SERVICE_TIME, Series.TTFT, Series.TPOT)  # a request, a value
-_OF_OK = (*_OF_EACH, Series.ITL, Series.TOKENS)
-_CHOICES = (*_OF_OK, Series.LANE_WAIT, Series.SEND_LAG, Series.ATTEMPT)
+_CHOICES = (
+    *(Series.LATENCY, Series.SERVICE_TIME, *_STREAMED),
+    *(Series.LANE_WAIT, Series.SEND_LAG, Series.ATTEMPT),
+)
 _TICKS = 5
 _SUB_BUCKETS = 2048
 _BUCKETS = BUCKETS // (_SUB_BUCKETS // 2) - 1
@@ -81,45 +81,42 @@ reporter = HgrmReporter()
 
 @dataclass(frozen=True, slots=True)
 class _Found:
+    """A distribution; of gaps between tokens there are more values than requests that have some."""
+
     counts: Sequence[tuple[int, int]]  # (bucket, count), ascending, none of them 0
-    failed: int  # have no value; infinite
-    unknown: int  # nobody knows their fate
+    finite: int  # requests that have values
+    gone: int  # requests that have none, since they failed
+    unknown: int = 0  # nobody knows their fate
 
     @property
-    def settled(self) -> int:
-        """Good and bad."""
-        return sum(count for _, count in self.counts) + self.failed
+    def total(self) -> int:
+        """Values."""
+        return sum(count for _, count in self.counts)
+
+    def level(self, seen: int) -> float:
+        """The percentile, among all requests, of the so-many-th value."""
+        return 100.0 * seen * self.finite / (self.total * (self.finite + self.gone))
 
 
 def _gather(record: Record, choice: HgrmReporter) -> _Found:
-    plan, table = record.plan, record.table
-    late = [span for life in lives(plan, record.events) for span in life.late(plan.end_us)]
-    windows = Windows(plan, late)
-    outcome = str(Outcome.OK) if choice.series in _OF_OK else ""
+    measured = Measured(record)
+    kinds = _kinds(record, choice)
     dense = np.zeros(BUCKETS, dtype=np.int64)
-    failed = unknown = 0
-    for kind in _kinds(record, choice):
-        sets = table.block(choice.series, outcome, kind)
-        places = table.sets[sets]
-        mine = windows.mask(choice.window, windows.first_slice[places[:, 3]], places[:, 4])
-        values = table.dense(sets, mine)
-        dense += values
-        rows_of = table.rows[:, 0] == kind
-        slices, crossed = table.rows[rows_of, 1], table.rows[rows_of, 2]
-        inside = table.row_counts[rows_of][windows.mask(choice.window, slices, crossed)]
-        if choice.series in _OF_EACH:
-            failed += _total(inside, BAD)
-            unknown += _total(inside, UNDECIDED)
-        if choice.series is Series.TTFT:  # a good stream in which no content ever came
-            failed += max(0, _total(inside, [Outcome.OK]) - int(values.sum()))
+    finite = gone = 0
+    for kind in kinds:
+        spread = measured.spread(choice.series, kind, choice.window)
+        dense[spread.values] += np.diff(spread.cumulative, prepend=0)
+        finite, gone = finite + spread.finite, gone + spread.gone
     buckets = np.flatnonzero(dense)
-    return _Found(
-        list(zip(buckets.tolist(), dense[buckets].tolist(), strict=True)), failed, unknown
-    )
+    counts = list(zip(buckets.tolist(), dense[buckets].tolist(), strict=True))
+    return _Found(counts, finite, gone, _unknown(measured, kinds, choice.window))
 
 
-def _total(counts: I64, outcomes: Sequence[Outcome]) -> int:
-    return int(counts[:, [COLUMN[outcome] for outcome in outcomes]].sum())
+def _unknown(measured: Measured, kinds: Sequence[int], window: str) -> int:
+    rows = measured.table.rows
+    inside = measured.windows.mask(window, rows[:, 1], rows[:, 2]) & np.isin(rows[:, 0], kinds)
+    columns = [COLUMN[outcome] for outcome in UNDECIDED]
+    return int(measured.table.row_counts[inside][:, columns].sum())
 
 
 def _kinds(record: Record, choice: HgrmReporter) -> list[int]:
@@ -140,19 +137,18 @@ def _kinds(record: Record, choice: HgrmReporter) -> list[int]:
 
 
 def _rows(found: _Found, scale: int) -> Iterator[str]:
-    """A row for each level, and one for where the values end: 1, if all that settled have one."""
-    last = found.settled - found.failed
-    level, seen = 0.0, 0
+    """A row for each level, and one for where the values end: 1, if no request failed."""
+    level, seen, last = 0.0, 0, found.total
     for bucket, count in found.counts:
         seen += count
-        while 100.0 * seen / found.settled >= level:
+        while found.level(seen) >= level:
             row = _row(bucket, level, seen, scale)
             yield f"{row} {1 / (1 - level / 100):14.2f}"
             level += 100.0 / _ticks(level)
             if seen == last:  # the row of the end says the rest
                 break
     if found.counts:
-        yield _row(found.counts[-1][0], 100.0 * last / found.settled, last, scale)
+        yield _row(found.counts[-1][0], found.level(last), last, scale)
 
 
 def _row(bucket: int, level: float, seen: int, scale: int) -> str:
@@ -167,7 +163,7 @@ def _ticks(level: float) -> int:
 
 def _footer(found: _Found, scale: int) -> Iterator[str]:
     """HdrHistogram's own: each value counts as the middle of its bucket."""
-    total = sum(count for _, count in found.counts)
+    total = found.total
     middles = [(_middle(bucket), count) for bucket, count in found.counts]
     mean = sum(value * count for value, count in middles) / total if total else 0.0
     squares = sum((value - mean) ** 2 * count for value, count in middles)
@@ -193,9 +189,9 @@ def _told(record: Record, choice: HgrmReporter, found: _Found) -> Iterator[str]:
     unit = "" if choice.series is Series.TOKENS else " in ms"
     said = f"{choice.series}{unit} of {whose} during {choice.window}"
     yield _comment(f"survive: {said}; {plan.name}, seed {plan.seed}")
-    if found.failed:
+    if found.gone:
         yield _comment(
-            f"{words.count(found.failed)} of {words.count(found.settled)} failed, their "
+            f"{words.count(found.gone)} of {words.count(found.finite + found.gone)} failed, their "
             f"{choice.series} is infinite: the percentiles are of all, the rest is of the others"
         )
     if found.unknown:

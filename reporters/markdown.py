@@ -21,6 +21,7 @@ from .terminal import PLAIN, Report
 
 _MOST_BYTES = 64_000
 _CELLS, _FAULTS, _REASONS = 120, 20, 8  # more stand in verdict.json
+_COLUMNS = ("verdict", "objective", "request", "window", "observed", "limit", "n")
 _LONG = 300  # characters of one text
 _ORDER = (Word.FAILED, Word.INCONCLUSIVE, Word.SURVIVED)
 _MARKUP = re.compile(r"([\\`*_\[\]<>|~$#&{}!]|^[-+=]|^\d+(?=[.)](?:\s|$)))")
@@ -70,7 +71,9 @@ def _objectives(cells: Sequence[Cell]) -> list[str]:
     shown = sorted(cells, key=lambda cell: _ORDER.index(cell.verdict))[:_CELLS]
     more = len(cells) - len(shown)
     return [
-        *_table("verdict", "objective", "request", "window", "observed", "limit", "n"),
+        *_table(
+            "verdict", "objective", "request", "window", "observed", "limit", "n", last=" ---:"
+        ),
         *(_row(*_of_cell(cell)) for cell in shown),
         *(["", f"and {words.count(more)} more in verdict.json"] if more else []),
         "",
@@ -87,10 +90,15 @@ def _of_cell(cell: Cell) -> tuple[str, ...]:
         _text(cell.name),
         _text(cell.request or "all"),
         _text(cell.window),
-        _text(observed) + notes,
-        _text(told.limit(cell)),
+        _bound(_text(observed)) + notes,
+        _bound(_text(told.limit(cell))),
         words.count(cell.n),
     )
+
+
+def _bound(text: str) -> str:
+    """Not to be broken between a number and its unit."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _timeline(record: StoredRun, verdict: Verdict) -> list[str]:
@@ -122,16 +130,14 @@ def _of_fault(verdict: Verdict, fault: FaultReport) -> tuple[str, ...]:
 
 
 def _reasons(record: StoredRun, verdict: Verdict) -> list[str]:
-    told_above = len(verdict.reasons) == 1
-    shown = () if told_above else verdict.reasons[:_REASONS]
-    more = 0 if told_above else len(verdict.reasons) - len(shown)
-    hands = told.by_hand(record)
-    return [
-        *(f"- {_text(reason)}" for reason in shown),
-        *([f"- and {words.plural(more, 'more reason')} in verdict.json"] if more else []),
-        *(f"- remains to be done by hand: {_text(line)}" for line in hands),
-        *([""] if shown or hands else []),
+    rest = verdict.reasons[1:]  # the first one is what the headline says
+    more = len(rest) - _REASONS
+    lines = [
+        *(f"- {_text(reason)}" for reason in rest[:_REASONS]),
+        *([f"- and {words.plural(more, 'more reason')} in verdict.json"] if more > 0 else []),
+        *(f"- to be done by hand: {_text(line)}" for line in told.by_hand(record)),
     ]
+    return [*lines, ""] if lines else []
 
 
 def _again(record: StoredRun) -> list[str]:
@@ -150,8 +156,8 @@ def _fenced(what: str, lines: Sequence[str]) -> list[str]:
     return [f"{fence}{what}", *lines, fence, ""]
 
 
-def _table(*columns: str) -> list[str]:
-    return [_row(*columns), f"|{' --- |' * len(columns)}"]
+def _table(*columns: str, last: str = " ---") -> list[str]:
+    return [_row(*columns), f"|{' --- |' * (len(columns) - 1)}{last} |"]
 
 
 def _row(*values: str) -> str:

@@ -27,6 +27,8 @@ from survive.units import SECOND
 
 MOST_COLUMNS = 240
 _BAD = [COLUMN[outcome] for outcome in BAD]
+# Not of good requests alone, or no time that a failure could be over: nobody is missing from them.
+_APART = frozenset({Series.LANE_WAIT, Series.SEND_LAG, Series.ATTEMPT, Series.TOKENS})
 _SENT_AND_BAD = (Outcome.FAILED, Outcome.TIMED_OUT, Outcome.ABANDONED, Outcome.EXPIRED)
 
 
@@ -221,7 +223,8 @@ class Measured:
     def spread(self, series: Series, kind: int, window: str) -> Spread:
         """One time of one kind in one window."""
         table, first = self.table, self.windows.first_slice
-        sets = table.block(series, str(Outcome.OK), kind)
+        of_all = series in _APART and series is not Series.TOKENS
+        sets = table.block(series, "" if of_all else str(Outcome.OK), kind)
         places = table.sets[sets]
         inside = self.windows.mask(window, first[places[:, 3]], places[:, 4])
         dense = table.dense(sets, inside) if len(places) else np.zeros(BUCKETS, dtype=np.int64)
@@ -276,6 +279,8 @@ class Measured:
 
 def _finite(series: Series, ok: I64, measured: I64, bad: I64) -> tuple[I64, I64]:
     """(requests with a value, without), as the judge counts them (`survive.judge.metrics`)."""
+    if series in _APART:
+        return measured, bad * 0
     if series is Series.TPOT:
         return measured, bad
     heard = np.minimum(measured, ok)

@@ -11,7 +11,7 @@ import pytest
 import synthetic
 from hdrh.histogram import HdrHistogram
 from reporter_fakes import module
-from synthetic import DEGRADE, MS, OUTAGE, Fate, Story, scenario
+from synthetic import MS, OUTAGE, Fate, Story, scenario
 
 from survive.errors import RecordError, UsageError
 from survive.judge.judge import judge
@@ -21,6 +21,7 @@ from survive.scenario.model import Metric, Objective
 
 hgrm = module("hgrm")
 LINE = re.compile(r" *(\d+\.\d{3}) (\d\.\d{12}) +(\d+)( +\d+\.\d\d)?")
+EVEN = Objective("even", Metric.ITL, 800 * MS, 0.5, ("chat",), "each fault")
 SLOW = Objective("slow", Metric.LATENCY, 800 * MS, 0.9, ("chat",), "each fault")
 
 
@@ -50,7 +51,7 @@ def read(text: str):
 
 def drawn(values_us, failed=0) -> str:
     counts = list(zip(*fold(values_us), strict=True))
-    found = hgrm._Found(counts, failed, 0)
+    found = hgrm._Found(counts, len(values_us), failed)
     lines = ["Value Percentile TotalCount 1/(1-Percentile)", "", *hgrm._rows(found, 1000)]
     return "\n".join([*lines, *hgrm._footer(found, 1000), "# end"])
 
@@ -114,7 +115,8 @@ def fate(t_us, kind):
 
 @pytest.fixture(scope="module")
 def story():
-    return Story(scenario(objectives=(DEGRADE, SLOW, *synthetic.scenario().objectives.values())))
+    limits = {o.name: o for o in (SLOW, EVEN, *synthetic.scenario().objectives.values())}
+    return Story(scenario(objectives=tuple(limits.values())))
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,14 @@ def test_unasked_it_is_latency_of_all_over_the_run(record):
     assert footer["Total count"] < table.total(Outcome.OK)  # less those of warm-up
     parts = [of(record, request=kind)[1]["Total count"] for kind in plan.kinds]
     assert footer["Total count"] == sum(parts) and rows[-1][2] == sum(parts)
+
+
+def test_gaps_are_many_and_a_stream_that_failed_is_one(record, story):
+    cell = next(c for c in judge(record, story.scenario).objectives if c.name == "even")
+    rows, footer, _ = of(record, series="itl", request="chat", window="fault:outage")
+    good = cell.n - cell.bad
+    assert footer["Total count"] == 2 * good and rows[-1][2] == 2 * good
+    assert rows[-1][1] == pytest.approx(good / cell.n, abs=1e-9)
 
 
 def test_every_series_and_what_has_none(record):
