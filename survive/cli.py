@@ -245,6 +245,66 @@ def explain(
     return ExitCode.SURVIVED
 
 
+@cli.command(short_help="Find the highest load at which the scenario survives.")
+@scenario_options
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True
+)
+@click.option("--virtual", is_flag=True, help="One event loop, counted time, grade simulated.")
+@click.option("--from", "start", metavar="LOAD", help="Where to begin; 2x, 500/s. Default: 1x.")
+@click.option("--to", metavar="LOAD", help="No higher than this. Default: 64 times the beginning.")
+@click.option("--at", metavar="LOAD,...", help="These loads and no others.")
+@click.option("--min", "least", metavar="LOAD", help="Exit 0 if it survives so much, 1 if not.")
+@click.option(
+    "--resolution",
+    default="10%",
+    show_default=True,
+    metavar="SHARE",
+    help="How near the bounds have to come.",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    help="So many runs at each load; all have to agree.",
+)
+@click.option(
+    "--max-runs",
+    "runs",
+    type=click.IntRange(1, 1000),
+    default=40,
+    show_default=True,
+    help="Of one envelope.",
+)
+@click.option("--without-faults", is_flag=True, help="The same load with no faults injected.")
+@click.option("--headroom", is_flag=True, help="With faults and without: what they cost.")
+@click.option(
+    "--allow-privileged",
+    "privileged",
+    is_flag=True,
+    help="Use root where the target's `allow: {privileged: true}` permits it too.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Load processes."
+)
+def envelope(**asked: Any) -> ExitCode:
+    """Find the highest load at which a scenario still survives, and what breaks first above it.
+
+    Every rate of the scenario is multiplied by a factor; each load is a run of its own, with its
+    faults. It goes up until a run fails and then narrows the interval.
+
+    \b
+    exit codes: 0 an interval was found, or --min holds
+                1 it fails at every load, or --min does not hold
+                3 not decided · 2, 5, 6, 70, 130, 143 as of `run`
+    """
+    from survive.host.envelope import Asked, find_envelope
+
+    return find_envelope(Asked(**asked))
+
+
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--from-hlog", is_flag=True, help="Derive the table from latency.hlog again.")
@@ -394,11 +454,16 @@ def targets() -> ExitCode:
 
 
 @cli.command(short_help="Print the JSON Schema of a file, for editors and hooks.")
-@click.argument("what", type=click.Choice(["scenario", "target"]), default="scenario")
+@click.argument("what", type=click.Choice(["scenario", "target", "envelope"]), default="scenario")
 def schema(what: str) -> ExitCode:
     """Print the JSON Schema (draft 7) of a file, for editors and hooks."""
+    from survive.catalog import builtin_root
     from survive.scenario.schema import file_text, scenario_schema, target_schema
 
+    if what == "envelope":  # written by hand: what we print, not what people write
+        file = builtin_root() / "schema" / "envelope.v1.json"
+        click.echo(file.read_text(encoding="utf-8"), nl=False)
+        return ExitCode.SURVIVED
     click.echo(file_text(scenario_schema() if what == "scenario" else target_schema()), nl=False)
     return ExitCode.SURVIVED
 

@@ -8,7 +8,8 @@ from enum import StrEnum
 from typing import Any
 
 from survive.contracts import Json
-from survive.scenario.model import Metric, Objective, Scenario
+from survive.scenario.model import Scenario
+from survive.scenario.variants import calm
 
 HEALTHY = ""  # no weakness
 
@@ -91,7 +92,7 @@ def variant(scenario: Scenario, cell: Cell) -> Scenario:
     Raises ValueError if calm weather leaves no objective: a run that judges nothing proves nothing.
     """
     found = _planted(scenario, cell)
-    return _calm(found) if cell.weather is Weather.CALM else found
+    return calm(found) if cell.weather is Weather.CALM else found
 
 
 def _planted(scenario: Scenario, cell: Cell) -> Scenario:
@@ -103,20 +104,3 @@ def _planted(scenario: Scenario, cell: Cell) -> Scenario:
         raw={**scenario.raw, "seed": cell.seed},
         raw_target={**scenario.raw_target, "weaknesses": list(weaknesses)},
     )
-
-
-def _calm(scenario: Scenario) -> Scenario:
-    """Without faults, and without what speaks of them."""
-    kept = {name: o for name, o in scenario.objectives.items() if not needs_faults(o)}
-    if not kept:
-        raise ValueError("no objective is left in calm weather: give one `during: steady` or `run`")
-    gone = {"faults", "kills", "claims", "profiles"}
-    raw = {key: value for key, value in scenario.raw.items() if key not in gone}
-    raw["objectives"] = {name: raw["objectives"][name] for name in kept}
-    return replace(scenario, faults={}, objectives=kept, kills={}, claims={}, raw=raw)
-
-
-def needs_faults(objective: Objective) -> bool:
-    """It is judged in windows that only faults open."""
-    windows = ("each fault", "fault:", "recovery:")
-    return objective.metric is Metric.RECOVERY or objective.during.startswith(windows)

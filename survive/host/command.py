@@ -137,9 +137,9 @@ def run_scenario(
     limits = [] if virtual else machine_warnings(scenario, plan)
     for warning in (*scenario.warnings, *too_few(scenario, plan), *limits):
         click.echo(f"warning: {warning}", err=True)
-    conditions = _Conditions(
+    conditions = Conditions(
         catalog,
-        out,
+        out / scenario.name,
         virtual,
         permitted(scenario, catalog.fault, flagged=privileged, virtual=virtual),
         {option: value for option, value in asked.items() if value},
@@ -154,16 +154,16 @@ def run_scenario(
         if said is None:
             _show(episode.record, episode.verdict, form)
         else:
-            _say(said)
+            say(said)
     return episode.code
 
 
 @dataclass(frozen=True, slots=True)
-class _Conditions:
+class Conditions:
     """What is the same for every episode of one command."""
 
     catalog: Catalog
-    out: Path
+    folder: Path  # in which each episode has its run directory
     virtual: bool
     privileged: bool
     asked: Mapping[str, str]
@@ -182,7 +182,7 @@ class Episode:
     verdict: Verdict | None = None
 
 
-def _run_repeated(scenario: Scenario, conditions: _Conditions, repeat: int, form: str) -> ExitCode:
+def _run_repeated(scenario: Scenario, conditions: Conditions, repeat: int, form: str) -> ExitCode:
     """Episodes one after the other, each with a run directory of its own."""
     episodes: list[Episode] = []
     seeds = range(scenario.seed, scenario.seed + repeat)
@@ -201,9 +201,9 @@ def _run_repeated(scenario: Scenario, conditions: _Conditions, repeat: int, form
     return worst(episode.code for episode in episodes)
 
 
-def _run_decided(scenario: Scenario, conditions: _Conditions, plan: Plan | None = None) -> Episode:
+def _run_decided(scenario: Scenario, conditions: Conditions, plan: Plan | None = None) -> Episode:
     """One episode; with `--inconclusive extend` a longer one after it, if that can decide."""
-    first = _run_once(scenario, conditions, plan or make_plan(scenario))
+    first = run_once(scenario, conditions, plan or make_plan(scenario))
     if conditions.asked.get("inconclusive") != "extend" or first.verdict is None:
         return first
     by_us = extension_us(first.verdict, scenario)
@@ -216,12 +216,13 @@ def _run_decided(scenario: Scenario, conditions: _Conditions, plan: Plan | None 
         err=True,
     )
     asked = {**conditions.asked, "extends": first.folder.name}
-    return _run_once(longer, replace(conditions, asked=asked), make_plan(longer))
+    return run_once(longer, replace(conditions, asked=asked), make_plan(longer))
 
 
-def _run_once(scenario: Scenario, conditions: _Conditions, plan: Plan) -> Episode:
+def run_once(scenario: Scenario, conditions: Conditions, plan: Plan) -> Episode:
+    """One episode: perform, judge, write. Raises SurviveError where it cannot begin."""
     key, token = _secrets(scenario.target, scenario.seed, os.environ, conditions.virtual)
-    folder = _new_folder(conditions.out, scenario)
+    folder = new_folder(conditions.folder, scenario.seed)
     context = RunContext(
         f"{folder.name}-{secrets.token_hex(3)}",
         scenario,
@@ -261,7 +262,7 @@ def _run_in(context: RunContext, virtual: bool) -> Episode:
     dump_scenario(context.scenario, context.folder)
     _write_manifest(context, virtual)
     writer = RecordWriter(context.folder, context.plan)
-    console = _console(sys.stderr)
+    console = console_on(sys.stderr)
     display = _display(console, context)
     display.start()
     try:
@@ -277,7 +278,7 @@ def _run_in(context: RunContext, virtual: bool) -> Episode:
     if error is not None and never_begun and not heals_owed(record.plan, record.events):
         return Episode(context.plan.seed, context.folder, error.exit_code)
     verdict = judge(record, context.scenario)
-    _write_json(context.folder / "verdict.json", verdict.to_json())
+    write_json(context.folder / "verdict.json", verdict.to_json())
     write_own_reports(context.catalog, record, verdict)
     _point_latest(context.folder)
     return Episode(context.plan.seed, context.folder, verdict.exit_code, record, verdict)
@@ -300,7 +301,7 @@ def judge_run(folder: Path, *, from_hlog: bool, form: str) -> ExitCode:
     record = Record.load(folder, from_hlog=from_hlog)
     verdict = judge(record, load_stored(folder))
     try:
-        _write_json(folder / "verdict.json", verdict.to_json())
+        write_json(folder / "verdict.json", verdict.to_json())
     except OSError as error:  # an archive may be read-only, and is judged all the same
         click.echo(f"warning: verdict.json is as it was: {error}", err=True)
     _show(record, verdict, form)
@@ -322,7 +323,7 @@ def report_run(
         return ExitCode.SURVIVED
     rendered = reporter.render(record, verdict)
     if output is None or str(output) == "-":
-        _say(rendered)
+        say(rendered)
         return ExitCode.SURVIVED
     try:
         output.write_bytes(rendered)
@@ -408,10 +409,10 @@ def identity_keys(target: TargetSpec, key: str, env: Mapping[str, str]) -> dict[
     return {name: _ENV_NAME.sub(value, text) for name, text in target.identities.items()}
 
 
-def _new_folder(out: Path, scenario: Scenario) -> Path:
-    """``<out>/<scenario>/<UTC>-<seed>``, made; a second run in the same second gets a suffix."""
+def new_folder(parent: Path, seed: int) -> Path:
+    """``<parent>/<UTC>-<seed>``, made; a second one in the same second gets a suffix."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    base = out / scenario.name / f"{stamp}-{scenario.seed}"
+    base = parent / f"{stamp}-{seed}"
     for attempt in range(1000):
         folder = base if attempt == 0 else base.with_name(f"{base.name}.{attempt}")
         try:
@@ -441,7 +442,7 @@ def _lanes(plan: Plan) -> str:
 
 def _write_manifest(context: RunContext, virtual: bool) -> None:
     """Everything about a run that is not the same for the same seed."""
-    _write_json(
+    write_json(
         context.folder / "manifest.json",
         {
             "version": 1,
@@ -459,14 +460,14 @@ def _write_manifest(context: RunContext, virtual: bool) -> None:
     )
 
 
-def _write_json(path: Path, document: Mapping[str, Json]) -> None:
+def write_json(path: Path, document: Mapping[str, Json]) -> None:
     """Whole or not at all: a reader never sees half a verdict."""
     fresh = path.with_suffix(".tmp")
     fresh.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     fresh.replace(path)
 
 
-def _console(stream: Any) -> Console:
+def console_on(stream: Any) -> Console:
     """Cursor movement only on a real terminal, whatever FORCE_COLOR says."""
     from rich.console import Console
 
@@ -485,15 +486,15 @@ def _show(record: Record, verdict: Verdict, form: str) -> None:
     if sys.stdout is None:  # closed: `>&-`
         return
     if form == "json":
-        _say(json.dumps(verdict.to_json(), indent=2).encode() + b"\n")
+        say(json.dumps(verdict.to_json(), indent=2).encode() + b"\n")
         return
     from survive.catalog import builtin_root, load_module
 
     terminal = load_module(builtin_root() / "reporters" / "terminal.py")
-    console = _console(sys.stdout)
+    console = console_on(sys.stdout)
     with console.capture() as captured:
         terminal.print_report(console, record, verdict)
-    _say(captured.get().encode(sys.stdout.encoding, "replace"))
+    say(captured.get().encode(sys.stdout.encoding, "replace"))
 
 
 def _show_episodes(episodes: Sequence[Episode], form: str) -> None:
@@ -502,18 +503,18 @@ def _show_episodes(episodes: Sequence[Episode], form: str) -> None:
     told = [(e.seed, str(e.folder), int(e.code), e.verdict) for e in episodes]
     if form == "json":
         verdicts = [e.verdict.to_json() if e.verdict is not None else None for e in episodes]
-        _say(json.dumps(verdicts, indent=2).encode() + b"\n")
+        say(json.dumps(verdicts, indent=2).encode() + b"\n")
         return
     from survive.catalog import builtin_root, load_module
 
     shown = load_module(builtin_root() / "reporters" / "episodes.py")
-    console = _console(sys.stdout)
+    console = console_on(sys.stdout)
     with console.capture() as captured:
         shown.print_episodes(console, told)
-    _say(captured.get().encode(sys.stdout.encoding, "replace"))
+    say(captured.get().encode(sys.stdout.encoding, "replace"))
 
 
-def _say(text: bytes) -> None:
+def say(text: bytes) -> None:
     """To stdout. A reader that left (`| head`) or a full disk does not change the exit code."""
     try:
         sys.stdout.buffer.write(text)

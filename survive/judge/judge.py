@@ -126,6 +126,7 @@ class _Judgement:
             grade=str(grade),
             episodes=tuple(self._episodes(reports)),
             loops=tuple(self._loops()),
+            guilt=(*self._guilt, *facts.late),
         )
 
     # ------------------------------------------------------------------ objectives

@@ -202,13 +202,14 @@ class Verdict:
     grade: str  # lowest grade of all faults and of the target; "real" if none
     episodes: tuple[Episodes, ...] = ()  # of faults that came at least three times
     loops: tuple[Loop, ...] = ()  # of recovery objectives with `hysteresis:`
+    guilt: tuple[str, ...] = ()  # why the harness, not the target, was the bottleneck
     version: int = 1
 
     def to_json(self) -> dict[str, Json]:
         """The document of verdict.json; numbers to 4 significant digits."""
-        plain = _plain(asdict(self))
-        assert isinstance(plain, dict)
-        return plain
+        document = plain(asdict(self))
+        assert isinstance(document, dict)
+        return document
 
 
 def significant(value: float, digits: int = 4) -> float:
@@ -216,7 +217,8 @@ def significant(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def _plain(value: object) -> Json:
+def plain(value: object) -> Json:
+    """As JSON carries it; numbers to 4 significant digits."""
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, StrEnum):
@@ -226,7 +228,7 @@ def _plain(value: object) -> Json:
     if isinstance(value, float):
         return significant(value)
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return str(value)
