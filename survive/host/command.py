@@ -26,7 +26,13 @@ from survive.chaos.permission import permitted
 from survive.contracts import Json
 from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError, UsageError
 from survive.host.machine import machine_warnings
-from survive.host.reports import Delivery, chosen, in_repository, write_own_reports
+from survive.host.reports import (
+    Delivery,
+    chosen,
+    in_repository,
+    renew_own_reports,
+    write_own_reports,
+)
 from survive.judge.explain import too_few
 from survive.judge.extend import extended, extension_us
 from survive.judge.faults import heals_owed
@@ -297,13 +303,17 @@ def _perform(
 
 
 def judge_run(folder: Path, *, from_hlog: bool, form: str) -> ExitCode:
-    """Judge a stored run again; writes nothing but its verdict.json."""
+    """Judge a stored run again; writes verdict.json, and reports that told another verdict."""
     record = Record.load(folder, from_hlog=from_hlog)
     verdict = judge(record, load_stored(folder))
+    before = _read_json(folder / "verdict.json")
     try:
         write_json(folder / "verdict.json", verdict.to_json())
     except OSError as error:  # an archive may be read-only, and is judged all the same
         click.echo(f"warning: verdict.json is as it was: {error}", err=True)
+    else:
+        if before != verdict.to_json():
+            renew_own_reports(record, verdict)
     _show(record, verdict, form)
     return verdict.exit_code
 
@@ -465,6 +475,15 @@ def write_json(path: Path, document: Mapping[str, Json]) -> None:
     fresh = path.with_suffix(".tmp")
     fresh.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     fresh.replace(path)
+
+
+def _read_json(path: Path) -> Json:
+    """None if it is not there, or no JSON."""
+    try:
+        document: Json = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document
 
 
 def console_on(stream: Any) -> Console:

@@ -93,6 +93,15 @@ def write_own_reports(catalog: Catalog, record: Record, verdict: Verdict) -> Non
         write_report(catalog, form, record.folder / name, record, verdict)
 
 
+def renew_own_reports(record: Record, verdict: Verdict) -> None:
+    """Those that are there tell of another verdict. Built-in reporters only: to judge a record that
+    somebody sent runs no code of theirs."""
+    catalog = Catalog(record.folder, plugins=False)
+    for name, form in WRITTEN.items():
+        if (record.folder / name).is_file():
+            write_report(catalog, form, record.folder / name, record, verdict)
+
+
 def write_report(catalog: Catalog, form: str, path: Path, record: Record, verdict: Verdict) -> None:
     """One report, whole or not at all. What goes wrong is told in a line and changes nothing."""
     rendered = _rendered(catalog, form, str(path), record, verdict)

@@ -166,6 +166,26 @@ def test_whatever_a_reporter_does_the_verdict_stays(project, breaks):
     assert "OBJECTIVES" in done.stdout
 
 
+def test_a_run_judged_again_has_no_report_of_the_verdict_before(project):
+    run(project)
+    folder = (project / "runs" / "calm" / "latest").resolve()
+    there = {name: (folder / name).stat().st_mtime_ns for name in WRITTEN}
+
+    def judged():
+        return CliRunner().invoke(cli, ["judge", str(folder)], standalone_mode=False).return_value
+
+    assert judged() == 0
+    assert {name: (folder / name).stat().st_mtime_ns for name in WRITTEN} == there
+    stored = folder / "scenario.yaml"
+    stored.write_text(stored.read_text().replace("min: 95%", "min: 99.99%"))
+    (folder / "reporters").mkdir()
+    (folder / "reporters" / "junit.py").write_text("raise SystemExit('code of the record')")
+    (folder / "report.html").unlink()
+    assert judged() == 3
+    assert "<error" in (folder / "junit.xml").read_text()
+    assert not (folder / "report.html").exists()
+
+
 # -------------------------------------------------------------------- GitHub
 
 
