@@ -28,6 +28,7 @@ from .spectra import spectra
 from .timeline import Timeline
 
 _HASHED = ("scenario.yaml", "target.yaml", "plan.json")
+_REASONS = 12  # the others stand beside their cells
 _CLASSES = 60  # lines of the table of failures
 _NUMBERS = ("observed", "90 % CI", "n", "bad")
 _TONES = {Word.SURVIVED: "good", Word.FAILED: "bad", Word.INCONCLUSIVE: "open"}
@@ -118,7 +119,9 @@ class _Page:
             parts.append(tag("p", f"{told.VIRTUAL}.".capitalize()))
         if also := verdict.reasons[1:]:  # the first one is what the sentence says
             parts.append(tag("h2", "Also"))
-            parts.append(tag("ul", lines(tag("li", reason) for reason in also)))
+            more = [f"and {len(also) - _REASONS} more, in the table below"]
+            told_ = [*also[:_REASONS], *more * (len(also) > _REASONS)]
+            parts.append(tag("ul", lines(tag("li", reason) for reason in told_)))
         if hands := told.by_hand(record):
             parts.append(tag("h2", "By hand"))
             parts.append(tag("ul", lines(tag("li", tag("code", hand)) for hand in hands)))
@@ -136,7 +139,7 @@ class _Page:
         cells = self.verdict.objectives
         if not cells:
             return
-        head = ["objective", "request", "window", *map(right, _NUMBERS), "verdict"]
+        head = ["objective", "request", "window", "verdict", *map(right, _NUMBERS)]
         body: list[Markup] = []
         for name, group in groupby(cells, key=lambda cell: cell.name):
             body += self._group(name, list(group), len(head))
@@ -162,11 +165,11 @@ class _Page:
             (
                 tag("td", cell.request or "all"),
                 tag("td", cell.window),
+                _word(cell.verdict),
                 number(observed_text(cell)),
                 number(words.interval(cell.low, cell.high, cell.unit)),
                 number(words.count(cell.n)),
                 number(words.count(cell.bad)),
-                _word(cell.verdict),
             )
         )
 
@@ -187,7 +190,8 @@ class _Page:
                 "p",
                 "Of each fault: dashed frame = planned, bar = from inject to heal, thick line = "
                 "seen active, dotted line = time it has to recover, upright green mark = back. Its "
-                "band runs through all strips. Requests stand at their intended start.",
+                "band runs through all strips. Requests stand at their intended start; more "
+                "of them are a stronger blue. Red along the top: the share that failed.",
                 class_="faint",
             )
 
@@ -296,7 +300,7 @@ def _square(square: Square) -> Markup:
         return tag("td", words.NOTHING)
     tone = _TONES[square.verdict]
     said = tag("strong", square.verdict.upper() if tone == "bad" else square.verdict, class_=tone)
-    return tag("td", said, " ", observed_text(square.worst))
+    return tag("td", said, " ", observed_text(square.worst), class_="short")
 
 
 def _class(one: Class) -> Markup:

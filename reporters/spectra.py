@@ -174,7 +174,7 @@ def _step(cell: Cell, scale: svg.Log, nines: float) -> str:
 
 def _table(title: str, lines: Sequence[Line]) -> Markup:
     named = [f"p{words.digits(100 * share, 4)}" for share in _NAMED]
-    head = ["window", *map(right, ("requests", "bad", *named, "most"))]
+    head = ["window", *map(right, ("requests", "bad", *named, "max"))]
     body = [
         row(
             joined((_sample(line), f" {line.window}")),
@@ -185,7 +185,7 @@ def _table(title: str, lines: Sequence[Line]) -> Markup:
         )
         for line in lines
     ]
-    return table(head, body, f"{title}, failures as infinity; most: of what came")
+    return table(head, body, f"{title}, failures as infinity; max: of what came")
 
 
 def _sample(line: Line) -> Markup:

@@ -276,13 +276,11 @@ class Timeline:
             self._percentile(heat.p99, scale, edges, "4 2"),
         ]  # fmt: skip
         keys = [
-            ("▒▒", svg.BLUE, "many"),
-            ("▀▀", svg.RED, "never came"),
+            *(("━━", svg.RED, said) for said in dict.fromkeys(limit(cell) for cell in cells)),
+            ("▀▀", svg.RED, "failed"),
             ("──", svg.INK, "p50"),
             ("╌╌", svg.INK, "p99"),
         ]
-        if cells:
-            keys.append(("━━", svg.RED, f"limit ({limit(cells[0])})"))
         texts = [words.milliseconds(value) for value in scale.ticks()]
         self._strip(title, scale, texts, shapes, keys, top=_LOST)
 

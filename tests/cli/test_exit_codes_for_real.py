@@ -167,6 +167,7 @@ LATENCY = "{{slow: {{kind: {kind}, link: load -> web, at: 1s, for: 1s, with: {{l
 
 
 def verdict(folder):
+    assert (folder / "report.html").read_bytes().endswith(b"</html>\n")  # however it ended
     return json.loads((folder / "verdict.json").read_text())
 
 

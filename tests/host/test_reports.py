@@ -52,6 +52,8 @@ def test_every_run_directory_has_the_reports_and_names_the_file_as_its_repositor
     text = (folder / "junit.xml").read_text()
     assert 'file="load/calm.survive.yaml" line="11"' in text
     assert not list(folder.glob(".*"))
+    last = done.stdout.splitlines()[-1]
+    assert last == f"page: {folder.resolve()}/report.html"
 
 
 def test_a_reporter_that_breaks_is_a_line_and_changes_nothing(project):
