@@ -278,13 +278,8 @@ def test_users_who_ask_again_are_alike_in_both_loads(tmp_path: Path) -> None:
         assert tally.quantile(Series.SERVICE_TIME, 0.5) < 5 * MS
 
 
-@pytest.mark.parametrize("where", ["real", "memory"])
-def test_a_stop_finds_users_who_wait_to_ask_again(where: str, tmp_path: Path) -> None:
-    kind = make_kind(
-        name="unavailable", timeout_us=60 * SECOND, retries=Retries(9, 30 * SECOND, 30 * SECOND),
-        requests=[Request("GET", "/unavailable")],
-    )  # fmt: skip
-    plan = make_plan([kind], rps=50, for_us=4 * SECOND, lanes=5)
+def stopped(where: str, tmp_path: Path, plan: Plan, kind: CompiledKind, *, at_s: float) -> Tally:
+    """What is told of a load that is stopped early, by the process or by the load in memory."""
 
     async def real() -> Tally:
         async with (
@@ -293,13 +288,24 @@ def test_a_stop_finds_users_who_wait_to_ask_again(where: str, tmp_path: Path) ->
         ):
             await asyncio.wait_for(load.ready.wait(), 20)
             load.start()
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(at_s)
             load.order(stop=True)
             assert await asyncio.wait_for(load.process.wait(), 3) == 0
             await listening
             return load.tally
 
-    tally = asyncio.run(real() if where == "real" else run_memory(plan, [kind], stop_at_s=0.6))
+    return asyncio.run(real() if where == "real" else run_memory(plan, [kind], stop_at_s=at_s))
+
+
+@pytest.mark.parametrize("where", ["real", "memory"])
+def test_a_stop_finds_users_who_wait_to_ask_again(where: str, tmp_path: Path) -> None:
+    kind = make_kind(
+        name="unavailable", timeout_us=60 * SECOND, retries=Retries(9, 30 * SECOND, 30 * SECOND),
+        requests=[Request("GET", "/unavailable")],
+    )  # fmt: skip
+    plan = make_plan([kind], rps=50, for_us=4 * SECOND, lanes=5)
+
+    tally = stopped(where, tmp_path, plan, kind, at_s=0.6)
     assert tally.outcomes() == {"in_flight": 5, "unsent": 195}
     assert tally.n(Series.ATTEMPT) == 5
     tally.assert_conserved(200)
@@ -481,20 +487,7 @@ def test_stop_leaves_at_once_and_says_what_was_unsent_and_in_flight(
     kind = make_kind(name="hang", timeout_us=20 * SECOND, requests=kind.requests)
     plan = make_plan([kind], rps=50, for_us=4 * SECOND, lanes=10)
 
-    async def real() -> Tally:
-        async with (
-            raw_server(behave) as address,
-            load_process(tmp_path, plan, [kind], address) as (load, listening),
-        ):
-            await asyncio.wait_for(load.ready.wait(), 20)
-            load.start()
-            await asyncio.sleep(1.0)
-            load.order(stop=True)
-            assert await asyncio.wait_for(load.process.wait(), 3) == 0
-            await listening
-            return load.tally
-
-    tally = asyncio.run(real() if where == "real" else run_memory(plan, [kind], stop_at_s=1.0))
+    tally = stopped(where, tmp_path, plan, kind, at_s=1.0)
     assert tally.outcomes() == {"in_flight": 10, "unsent": 190}
     assert tally.frames[-1].done
     tally.assert_conserved(200)
