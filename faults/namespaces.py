@@ -6,6 +6,7 @@ made and that goes with it, never in the host's tables.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -15,6 +16,7 @@ from survive.transport import Broken
 
 from .common import Common, mark
 
+_PACKAGES = {"iptables-restore": "iptables", "tc": "iproute2"}
 CALL_S = 0.4  # two calls fit in a look (1 s)
 
 
@@ -66,11 +68,17 @@ class InNamespace(Common):
     layer: ClassVar[str] = "network"
     needs: ClassVar[Needs] = Needs.LINK
     privileges: ClassVar[str] = "root (CAP_NET_ADMIN in the target's own network namespace)"
+    program: ClassVar[str] = "iptables-restore"  # what sets it
 
     def check_host(self, settings: Any, here: HandleSpec) -> None:
-        """Only what has a namespace of its own."""
+        """Only what has a namespace of its own, and with the program that sets the rules."""
         if not here.netns:
             raise self._needs_namespaces()
+        if shutil.which(self.program) is None:
+            raise RefusedError(
+                f"{self.kind} needs the program {self.program}",
+                hint=f"apt-get install {_PACKAGES[self.program]}",
+            )
 
     def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
         """Every victim. Raises RefusedError unless each has its own namespace."""

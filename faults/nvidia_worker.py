@@ -27,7 +27,7 @@ from survive.transport import Broken
 from .cards import OnCard
 from .chat_looks import one_token
 from .common import OneShot, asked
-from .nvml import Who, card_of, card_or_refused, need_card, send, sm_use, started, tree, workers
+from .nvml import Who, card_of, card_or_refused, send, sm_use, started, tree, workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ class _OnWorker(OnCard):
 
     def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
         """Victims that compute on the card, by NVML. Raises RefusedError (6) for any other."""
-        need_card(self.kind, settings.device, victims)
         for victim in victims:
+            self.check_host(settings, victim)
             if not self.remember(settings, victim)["workers"]:
                 raise RefusedError(
                     f"{victim.replica_id}: NVML lists no process of it on GPU {settings.device}",

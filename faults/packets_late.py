@@ -33,6 +33,7 @@ class NetworkNetemLatency(InNamespace):
     """``network.netem_latency``: packets that leave late."""
 
     kind: ClassVar[str] = "network.netem_latency"
+    program: ClassVar[str] = "tc"
     settings: ClassVar[type] = Delay
     certifies: ClassVar[str] = (
         "callers cope with a distant peer, connection set-up and TCP's own reaction included"

@@ -369,6 +369,26 @@ def halt(clear: bool) -> ExitCode:
     return halt_host(clear=clear)
 
 
+@cli.command(short_help="Say what this host can do and lacks; changes nothing.")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--target", help="Use another target file (targets/NAME.yaml).")
+@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Override one value.")
+@click.option("--profile", help="Apply a profile of the scenario file.")
+@plugins_option
+@click.option(
+    "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True
+)
+def doctor(**asked: Any) -> ExitCode:
+    """Say what this host can do, what it lacks, and what to do about it; changes nothing.
+
+    With FILE: what that scenario needs of it; exit 6 if its run would be refused. Exit 5 if
+    anything is left of a dead run.
+    """
+    from survive.doctor.command import Asked, show_doctor
+
+    return show_doctor(Asked(**asked))
+
+
 @cli.command(short_help="List the faults, or show one with its settings and grade.")
 @click.argument("kind", required=False)
 @click.option(

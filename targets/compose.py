@@ -16,7 +16,9 @@ import asyncio
 import hashlib
 import ipaddress
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,9 @@ from survive.chaos.cgroups import Cgroups
 from survive.chaos.containers import Engine
 from survive.chaos.handles import open_handle
 from survive.contracts import FaultFailedError, Handle, HandleSpec, Needs
-from survive.errors import HarnessError, RefusedError
+from survive.errors import HarnessError, RefusedError, SurviveError
 from survive.host.driver import DriverContext, TargetUnhealthyError
-from survive.scenario.model import Service
+from survive.scenario.model import Service, TargetSpec
 
 from . import wiring
 from .composefile import ComposeService, read_compose
@@ -101,6 +103,16 @@ class Driver(Roster[_Replica]):
                     hint=containers.by_hand(self._context.run_id, self._engine.url),
                 )
 
+    @staticmethod
+    async def lacks(spec: TargetSpec, env: Mapping[str, str]) -> list[SurviveError]:
+        """See survive.host.driver.lacks: variables, the compose file, docker, images."""
+        found = wiring.unresolved(spec, env)
+        try:
+            await _check_images(Engine(containers.engine_url(env)), _described(spec))
+        except RefusedError as error:
+            found.append(error)
+        return found
+
     def entry(self) -> str:
         """Where load goes to."""
         spec = self._context.spec
@@ -129,9 +141,8 @@ class Driver(Roster[_Replica]):
         spec, context = self._context.spec, self._context
         for link in sorted(context.links):
             wiring.destination(spec, link)
-        made = _described(context)
-        for image in sorted({service.image for service in made.values()}):
-            await self._check_image(image)
+        made = _described(spec)
+        await _check_images(self._engine, made)
         logs = context.scratch / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         context.making("containers", self._engine.url)
@@ -155,21 +166,6 @@ class Driver(Roster[_Replica]):
         await self._start_in_order()
         if spec.entry_link in context.links:
             await self._put_proxy(spec.entry_link, spec.entry, _HOST)
-
-    async def _check_image(self, image: str) -> None:
-        """Nothing is pulled: what runs here must have been put here on purpose."""
-        try:
-            await self._engine.ask(f"image {image}", lambda c: c.inspect_image(image), _CREATE_S)
-        except containers.GoneError:
-            raise RefusedError(
-                f"docker has no image {image!r}, and survive pulls none",
-                hint="the reference stack's is built by compose/build_image.py",
-            ) from None
-        except FaultFailedError as error:
-            raise RefusedError(
-                f"no docker daemon to be used at {self._engine.url}: {error}",
-                hint="start dockerd, or set DOCKER_HOST to its unix:// socket",
-            ) from error
 
     async def _make_network(self, count: int) -> list[str]:
         """The run's own network; addresses for so many containers.
@@ -355,9 +351,30 @@ class Driver(Roster[_Replica]):
         )
 
 
-def _described(context: DriverContext) -> dict[str, ComposeService]:
+async def _check_images(engine: Engine, made: Mapping[str, ComposeService]) -> None:
+    """Nothing is pulled: what runs here must have been put here on purpose. Or RefusedError."""
+    for image in sorted({service.image for service in made.values()}):
+        try:
+            await engine.ask(f"image {image}", partial(_look_at, image), _CREATE_S)
+        except containers.GoneError:
+            own = image.startswith("survive-reference")
+            raise RefusedError(
+                f"docker has no image {image!r}, and survive pulls none",
+                hint="python compose/build_image.py" if own else f"docker pull {image}",
+            ) from None
+        except FaultFailedError as error:
+            raise RefusedError(
+                f"no docker daemon to be used at {engine.url}: {error}",
+                hint="start dockerd, or set DOCKER_HOST to its unix:// socket",
+            ) from error
+
+
+def _look_at(image: str, client: docker.APIClient) -> object:
+    return client.inspect_image(image)
+
+
+def _described(spec: TargetSpec) -> dict[str, ComposeService]:
     """The compose file's services, which must be the target's. Raises RefusedError."""
-    spec = context.spec
     path = Path(spec.compose)
     made = read_compose(path)
     if set(made) != set(spec.services):

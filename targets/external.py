@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from survive.address import HTTPS, UNIX, Address, through
 from survive.chaos.handles import open_handle
 from survive.contracts import Handle, HandleSpec, Needs
-from survive.errors import RefusedError
+from survive.errors import HarnessError, RefusedError, SurviveError
 from survive.host.driver import DriverContext
 from survive.scenario.model import Service, TargetSpec
 from survive.tls import Trusting
@@ -16,6 +18,7 @@ from survive.tls import Trusting
 from . import wiring
 
 _NAME = "external"
+_KNOCK_S = 0.3
 
 
 class Driver:
@@ -40,6 +43,21 @@ class Driver:
         proxy, self._proxy = self._proxy, None
         if proxy is not None:
             await proxy.stop()
+
+    @staticmethod
+    async def lacks(spec: TargetSpec, env: Mapping[str, str]) -> list[SurviveError]:
+        """See survive.host.driver.lacks: variables, hosts, and on this host who listens."""
+        found = wiring.unresolved(spec, env)
+        for service in spec.services.values():
+            try:
+                url = wiring.resolve(service.url, env, f"url of service {service.name}")
+                address = Address.parse(address_of(url, service, spec))
+            except RefusedError as error:
+                found.append(error)
+                continue
+            if _is_here(address) and not await _listens(address):
+                found.append(HarnessError(f"nothing listens at {url} yet", hint="start it"))
+        return found
 
     def entry(self) -> str:
         """Where load goes to."""
@@ -124,6 +142,25 @@ class Driver:
                 tls=str(context.spec.folder / service.ca) if service.ca else "",
             )
         ]
+
+
+def _is_here(place: Address) -> bool:
+    """On this very host: only there is anybody called before a run."""
+    host = place.dial_host
+    return bool(place.path) or host in {"localhost", "::1"} or host.startswith("127.")
+
+
+async def _listens(place: Address) -> bool:
+    try:
+        async with asyncio.timeout(_KNOCK_S):
+            if place.path:
+                _, writer = await asyncio.open_unix_connection(place.path)
+            else:
+                _, writer = await asyncio.open_connection(place.dial_host, place.dial_port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
 
 
 def address_of(url: str, service: Service, spec: TargetSpec) -> str:

@@ -54,8 +54,8 @@ class Network:
     @classmethod
     async def start(cls, context: DriverContext, names: Sequence[str]) -> Network:
         """Everything up. Raises RefusedError where this host cannot, having left nothing."""
-        if os.geteuid() != 0:
-            raise RefusedError("isolation: netns needs root")
+        if why := netns.lacks():
+            raise RefusedError(why)
         if len(names) > _MOST:
             raise RefusedError(f"isolation: netns carries {_MOST} replicas at most")
         network = cls(context, names)

@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import survive
-from survive.chaos import processes
+from survive.chaos import netns, processes
 from survive.chaos.handles import open_handle
 from survive.chaos.pressure import cpu_group, open_file_limit
 from survive.contracts import Handle, HandleSpec, Needs
-from survive.errors import HarnessError, RefusedError
+from survive.errors import HarnessError, RefusedError, SurviveError
 from survive.host.authority import Authority
 from survive.host.driver import DriverContext, TargetUnhealthyError
-from survive.scenario.model import Service
+from survive.scenario.model import Service, TargetSpec
 from survive.tls import AUTHORITY, GOOD, SERVING, secured
 
 from . import isolation, wiring
@@ -154,6 +155,18 @@ class Driver(Roster[_Replica]):
             network, self._network = self._network, None
             if network is not None:
                 await network.stop()
+
+    @staticmethod
+    async def lacks(spec: TargetSpec, env: Mapping[str, str]) -> list[SurviveError]:
+        """See survive.host.driver.lacks: variables, programs, namespaces."""
+        found = wiring.unresolved(spec, env)
+        if spec.isolation and (why := netns.lacks()):
+            found.append(RefusedError(why))
+        for service in spec.services.values():
+            path = service.env.get("PATH", env.get("PATH"))
+            if service.run and shutil.which(service.run[0], path=path) is None:
+                found.append(RefusedError(f"{_cannot_start(service)}: there is no such program"))
+        return found
 
     def entry(self) -> str:
         """Where load goes to."""
@@ -313,9 +326,7 @@ class Driver(Roster[_Replica]):
                     stderr=subprocess.STDOUT,
                 )
             except OSError as error:
-                raise RefusedError(
-                    f"service {replica.service.name}: cannot start {argv[0]}: {error.strerror}"
-                ) from error
+                raise RefusedError(f"{_cannot_start(replica.service)}: {error.strerror}") from error
         if replica.process is not None:
             replica.past_cpu_s += replica.process.cpu_s
         process = replica.process = _Process(popen, replica.watch.gone.set)
@@ -403,6 +414,10 @@ class Driver(Roster[_Replica]):
             tls=replica.tls,
         )
         return self._network.told(spec) if self._network else spec
+
+
+def _cannot_start(service: Service) -> str:
+    return f"service {service.name}: cannot start {service.run[0] if service.run else 'python'}"
 
 
 def _refuse_external(service: Service) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from survive.address import HTTPS
 from survive.contracts import HandleSpec
-from survive.errors import RefusedError
+from survive.errors import RefusedError, SurviveError
 from survive.host.driver import DriverContext, TargetUnhealthyError, data_path
 from survive.scenario.model import Link, Service, TargetSpec
 from survive.transport import CallFailedError, Request, Transport, read_all
@@ -36,6 +36,23 @@ def resolve(text: str, env: Mapping[str, str], what: str) -> str:
         return env[found[1]]
 
     return _VARIABLE.sub(value, text)
+
+
+def unresolved(spec: TargetSpec, env: Mapping[str, str]) -> list[SurviveError]:
+    """A refusal for each text of the services' environments and of the proxy that cannot be had."""
+    texts = {
+        f"env {name} of service {service.name}": value
+        for service in spec.services.values()
+        for name, value in service.env.items()
+    }
+    texts[f"proxy of target {spec.name}"] = spec.toxiproxy
+    found: list[SurviveError] = []
+    for what, text in texts.items():
+        try:
+            resolve(text, env, what)
+        except RefusedError as error:
+            found.append(error)
+    return found
 
 
 def start_order(spec: TargetSpec) -> list[list[Service]]:

@@ -17,9 +17,11 @@ import ctypes
 import hashlib
 import os
 import shlex
+import shutil
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,9 +38,33 @@ from survive.transport import Broken, Transport
 T = TypeVar("T")
 TOOL_S = 1.5  # of one ip or iptables; 10 ms are usual
 LINK_GONE_S = 1.0  # from the end of a namespace to that of its interfaces; 50 ms are usual
+_ISOLATION = "isolation: netns"
+_PROGRAMS = {
+    "ip": "iproute2",
+    "mount": "mount",
+    "nsenter": "util-linux",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
+}
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 _NET = Path("/sys/class/net")
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def lacks() -> str:
+    """Why this host gives no namespaces, "" if it does: one is tried, and thrown away (20 ms)."""
+    if os.geteuid() != 0:
+        return f"{_ISOLATION} needs root"
+    for program, package in _PROGRAMS.items():
+        if shutil.which(program) is None:
+            return f"{_ISOLATION} needs the program {program} (apt-get install {package})"
+    argv = ["unshare", "--net", "--mount", "--", "ip", "link", "set", "lo", "up"]
+    try:
+        tried = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=TOOL_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{_ISOLATION} cannot be had here: {error}"
+    said = tried.stderr.strip().splitlines() or ["no word"]
+    return f"{_ISOLATION} cannot be had here: {said[0]}" if tried.returncode else ""
 
 
 def link_name(run_id: str) -> str:

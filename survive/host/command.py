@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from survive.catalog import Catalog
 from survive.chaos.permission import permitted
 from survive.contracts import Json
 from survive.errors import ExitCode, HarnessError, RefusedError, SurviveError, UsageError
-from survive.host.machine import machine_warnings
+from survive.host.machine import compiled_lanes, machine_warnings
 from survive.host.reports import (
     Delivery,
     chosen,
@@ -227,7 +226,7 @@ def _run_decided(scenario: Scenario, conditions: Conditions, plan: Plan | None =
 
 def run_once(scenario: Scenario, conditions: Conditions, plan: Plan) -> Episode:
     """One episode: perform, judge, write. Raises SurviveError where it cannot begin."""
-    key, token = _secrets(scenario.target, scenario.seed, os.environ, conditions.virtual)
+    key, token = keys_of(scenario.target, scenario.seed, os.environ, conditions.virtual)
     folder = new_folder(conditions.folder, scenario.seed)
     context = RunContext(
         f"{folder.name}-{secrets.token_hex(3)}",
@@ -369,7 +368,7 @@ def exam_context(
     scenario: Scenario, catalog: Catalog, folder: Path, *, virtual: bool
 ) -> RunContext:
     """Of a run in a folder that is there already, on a stack that it starts itself."""
-    key, token = _secrets(scenario.target, scenario.seed, {}, virtual)
+    key, token = keys_of(scenario.target, scenario.seed, {}, virtual)
     return RunContext(
         f"exam-{secrets.token_hex(6)}",
         scenario,
@@ -383,7 +382,7 @@ def exam_context(
     )
 
 
-def _secrets(
+def keys_of(
     target: TargetSpec, seed: int, env: Mapping[str, str], virtual: bool
 ) -> tuple[str, str]:
     """(bearer key, GPU token). A stack that we start ourselves gets made-up ones."""
@@ -446,8 +445,7 @@ def _lanes(plan: Plan) -> str:
     """What serves the requests: compiled, python, or locust."""
     if plan.locustfile:
         return "locust"
-    compiled = find_spec("survive.load._fastlanes") is not None and not plan.closed
-    return "compiled" if compiled else "python"
+    return "compiled" if compiled_lanes() and not plan.closed else "python"
 
 
 def _write_manifest(context: RunContext, virtual: bool) -> None:

@@ -8,7 +8,7 @@ loop, and never knows that a fault is on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -67,6 +67,16 @@ class DriverContext:
     env: Mapping[str, str]
     started: Callable[[str, int, int], None]
     making: Callable[[str, str], None] = _nobody_asks
+
+
+async def lacks(driver: object, spec: TargetSpec, env: Mapping[str, str]) -> list[SurviveError]:
+    """Why a driver (a class) could not start such a target on this host; all that it can tell now.
+
+    It says so by the static method ``lacks(spec, env)``, optional: RefusedError for what would be
+    refused, other errors for what may still come to be. Starts nothing, calls no other host.
+    """
+    asked: Callable[..., Awaitable[list[SurviveError]]] | None = getattr(driver, "lacks", None)
+    return [] if asked is None else await asked(spec, env)
 
 
 class Driver(Protocol):

@@ -6,6 +6,7 @@ import resource
 import select
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -128,6 +129,11 @@ def _is_local(scenario: Scenario) -> bool:
         return scenario.target.isolation is None
     host = urlsplit(entry.url).hostname or ""
     return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+def compiled_lanes() -> bool:
+    """Whether requests are served by the compiled part of the load worker (no C compiler: no)."""
+    return find_spec("survive.load._fastlanes") is not None
 
 
 def local_ports() -> int:
