@@ -331,8 +331,8 @@ def report(
     """Render a stored run.
 
     \b
-    Formats: terminal, json, junit, markdown, github, openmetrics, hgrm (a percentile distribution
-    as HdrHistogram prints it), and whatever stands in reporters/ beside the scenario.
+    Formats: terminal, html, markdown, json, junit, github, openmetrics, hgrm (a percentile
+    distribution as HdrHistogram prints it), and whatever stands in reporters/ beside the scenario.
     """
     from survive.host.command import report_run
 

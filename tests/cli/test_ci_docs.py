@@ -48,3 +48,8 @@ def test_every_exit_code_and_every_format_of_ci_is_told():
     formats = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.M))
     assert formats == {"junit", "markdown", "github", "openmetrics", "hgrm", "json"}
     assert formats <= set(Catalog().reporter_names())
+
+
+def test_help_names_every_format():
+    told = cli.commands["report"].help
+    assert all(name in told for name in Catalog().reporter_names())
