@@ -25,6 +25,8 @@ format: $(VENV)/.tests
 schema: $(VENV)/.installed
 	$(BIN)/survive schema scenario > schema/scenario.v1.json
 	$(BIN)/survive schema target > schema/target.v1.json
+	$(BIN)/survive schema verdict > schema/verdict.v1.json
+	$(BIN)/survive schema diff > schema/diff.v1.json
 
 # Every fault kind, ended in every way: docs/matrix.md (20 minutes on two cores, as root).
 matrix: $(VENV)/.tests

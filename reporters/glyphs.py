@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import re
+import textwrap
 import unicodedata
 from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
+
+# Spaces that must not end a line: before a number, between a number and its unit.
+_BOUND = re.compile(r"(?<=\w) (?=\d)|(?<=\d) (?=(?:%|ms|s|requests?)(?!\w))|(?<=requests,) ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,7 @@ class Glyphs:
     times: str = "×"
     unequal: str = "≠"
     yes: str = "✔"
+    to: str = "→"
 
     def clean(self, text: str) -> str:
         """Text of unknown origin, made harmless: one line, no control or format characters.
@@ -55,6 +61,15 @@ class Glyphs:
         if cell_len(text) <= width:
             return text
         return set_cell_size(text, max(0, width - 1)).rstrip() + self.ellipsis if width > 0 else ""
+
+    def wrapped(self, text: str, room: int) -> list[str]:
+        """Clean lines, broken between words only, never between a number and its unit or name."""
+        clean = self.clean(text)
+        if cell_len(clean) != len(clean):  # wide characters: count two cells for each
+            room = max(10, room // 2)
+        bound = _BOUND.sub("\N{NO-BREAK SPACE}", clean)
+        pieces = textwrap.wrap(bound, room, break_on_hyphens=False) or [""]
+        return [piece.replace("\N{NO-BREAK SPACE}", " ") for piece in pieces]
 
 
 UNICODE = Glyphs()
@@ -95,4 +110,5 @@ def glyphs_for(encoding: str) -> Glyphs:
         times="x",
         unequal="!=",
         yes="+",
+        to=">",
     )

@@ -42,7 +42,7 @@ class MarkdownReporter:
             _reasons(record, verdict),
             _again(record),
         )
-        return _bounded("\n".join("\n".join(section) for section in sections if section))
+        return bounded("\n".join("\n".join(section) for section in sections if section))
 
 
 reporter = MarkdownReporter()
@@ -54,12 +54,12 @@ def _headline(record: StoredRun, verdict: Verdict) -> list[str]:
     took = words.span(ended_us(record))
     requests = words.plural(verdict.load.sent, "request")
     return [
-        f"## {word}: {_text(plan.name)} on {_text(plan.target)}",
+        f"## {word}: {escaped(plan.name)} on {escaped(plan.target)}",
         "",
-        f"**{word}** {_text(rest)}",
+        f"**{word}** {escaped(rest)}",
         "",
-        _text(f"{told.conditions(record, verdict)}; {requests} in {took}, seed {plan.seed}"),
-        *(["", _text(words.CLOSED)] if plan.closed else []),
+        escaped(f"{told.conditions(record, verdict)}; {requests} in {took}, seed {plan.seed}"),
+        *(["", escaped(words.CLOSED)] if plan.closed else []),
         "",
     ]
 
@@ -71,10 +71,8 @@ def _objectives(cells: Sequence[Cell]) -> list[str]:
     shown = sorted(cells, key=lambda cell: _ORDER.index(cell.verdict))[:_CELLS]
     more = len(cells) - len(shown)
     return [
-        *_table(
-            "verdict", "objective", "request", "window", "observed", "limit", "n", last=" ---:"
-        ),
-        *(_row(*_of_cell(cell)) for cell in shown),
+        *table("verdict", "objective", "request", "window", "observed", "limit", "n", last=" ---:"),
+        *(row(*_of_cell(cell)) for cell in shown),
         *(["", f"and {words.count(more)} more in verdict.json"] if more else []),
         "",
     ]
@@ -83,15 +81,15 @@ def _objectives(cells: Sequence[Cell]) -> list[str]:
 def _of_cell(cell: Cell) -> tuple[str, ...]:
     interval = words.interval(cell.low, cell.high, cell.unit)
     observed = observed_text(cell) + (f" ({interval})" if interval else "")
-    notes = "".join(f"<br>{_text(note)}" for note in told.notes(cell))
+    notes = "".join(f"<br>{escaped(note)}" for note in told.notes(cell))
     word = str(cell.verdict)
     return (
         word if cell.verdict is Word.SURVIVED else f"**{word.upper()}**",
-        _text(cell.name),
-        _text(cell.request or "all"),
-        _text(cell.window),
-        _bound(_text(observed)) + notes,
-        _bound(_text(told.limit(cell))),
+        escaped(cell.name),
+        escaped(cell.request or "all"),
+        escaped(cell.window),
+        _bound(escaped(observed)) + notes,
+        _bound(escaped(told.limit(cell))),
         words.count(cell.n),
     )
 
@@ -111,8 +109,8 @@ def _faults(verdict: Verdict) -> list[str]:
         return []
     more = len(verdict.faults) - _FAULTS
     return [
-        *_table("fault", "what", "proof", "effect"),
-        *(_row(*_of_fault(verdict, fault)) for fault in verdict.faults[:_FAULTS]),
+        *table("fault", "what", "proof", "effect"),
+        *(row(*_of_fault(verdict, fault)) for fault in verdict.faults[:_FAULTS]),
         *(["", f"and {words.plural(more, 'more fault')}"] if more > 0 else []),
         "",
     ]
@@ -123,19 +121,19 @@ def _of_fault(verdict: Verdict, fault: FaultReport) -> tuple[str, ...]:
     for line in told.of_fault(verdict, fault):
         column = "proof" if line.label in {"when", "proof", "heal"} else "effect"
         label = f"{line.label}: " if line.label not in {"", "proof", "effect"} else ""
-        said.setdefault(column, []).append(_text(label + line.text))
-    said["effect"] += [_text(line) for line in told.unfair(fault)]
+        said.setdefault(column, []).append(escaped(label + line.text))
+    said["effect"] += [escaped(line) for line in told.unfair(fault)]
     what = f"{fault.kind}, grade {fault.grade}, on {fault.target}"
-    return _text(fault.name), _text(what), *("<br>".join(said[c]) for c in ("proof", "effect"))
+    return escaped(fault.name), escaped(what), *("<br>".join(said[c]) for c in ("proof", "effect"))
 
 
 def _reasons(record: StoredRun, verdict: Verdict) -> list[str]:
     rest = verdict.reasons[1:]  # the first one is what the headline says
     more = len(rest) - _REASONS
     lines = [
-        *(f"- {_text(reason)}" for reason in rest[:_REASONS]),
+        *(f"- {escaped(reason)}" for reason in rest[:_REASONS]),
         *([f"- and {words.plural(more, 'more reason')} in verdict.json"] if more > 0 else []),
-        *(f"- to be done by hand: {_text(line)}" for line in told.by_hand(record)),
+        *(f"- to be done by hand: {escaped(line)}" for line in told.by_hand(record)),
     ]
     return [*lines, ""] if lines else []
 
@@ -156,15 +154,17 @@ def _fenced(what: str, lines: Sequence[str]) -> list[str]:
     return [f"{fence}{what}", *lines, fence, ""]
 
 
-def _table(*columns: str, last: str = " ---") -> list[str]:
-    return [_row(*columns), f"|{' --- |' * (len(columns) - 1)}{last} |"]
+def table(*columns: str, last: str = " ---") -> list[str]:
+    """The head of a table."""
+    return [row(*columns), f"|{' --- |' * (len(columns) - 1)}{last} |"]
 
 
-def _row(*values: str) -> str:
+def row(*values: str) -> str:
+    """A row of a table; texts are escaped before."""
     return f"| {' | '.join(values)} |"
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """One line of plain text: no markup, no links, no mentions."""
     clean = UNICODE.short(" ".join(text.split()), _LONG)
     return _LINKS.sub(_NOTHING, _MARKUP.sub(_escape, clean))
@@ -174,7 +174,7 @@ def _escape(found: re.Match[str]) -> str:
     return f"{found[0]}\\" if found[0].isdigit() else f"\\{found[0]}"  # `1\.` is no list
 
 
-def _bounded(text: str) -> bytes:
+def bounded(text: str) -> bytes:
     """Whole lines up to the limit."""
     data = text.encode()
     if len(data) <= _MOST_BYTES:

@@ -8,8 +8,6 @@ read verdict.json.
 from __future__ import annotations
 
 import math
-import re
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -46,8 +44,6 @@ _WINDOW = 18  # cells that the name of a window may claim before an interval is 
 _SIDE = 9  # right-hand column of the timeline
 _NAMES = (10, 18)  # least and greatest width of its left-hand column
 _LABEL = 10  # left-hand column of the blocks below it
-# Spaces that must not end a line: before a number, between a number and its unit.
-_BOUND = re.compile(r"(?<=\w) (?=\d)|(?<=\d) (?=(?:%|ms|s|requests?)(?!\w))|(?<=requests,) ")
 _REASONS = 8  # more stand in verdict.json
 _SQUARE = 6  # least width of a square of the matrix: FAILED
 
@@ -108,10 +104,10 @@ class Report:
         seed = self.glyphs.short(f"{words.span(ended_us(self.record))}  seed {plan.seed}", 24)
         left = Text.assemble(("survive ", draw.FAINT), (name, "bold"))
         yield self._apart(left, Text(seed))
-        for piece in self._wrapped(told.conditions(self.record, self.verdict), self.width):
+        for piece in self.glyphs.wrapped(told.conditions(self.record, self.verdict), self.width):
             yield Text(piece)
         if plan.closed:
-            for piece in self._wrapped(words.CLOSED, self.width):
+            for piece in self.glyphs.wrapped(words.CLOSED, self.width):
                 yield Text(piece, "bold")
         if told.host(self.record) == "virtual":
             yield Text(told.VIRTUAL)
@@ -134,22 +130,13 @@ class Report:
     def _labelled(self, label: str, text: str, style: str = "") -> Iterator[Text]:
         """A faint label and a text, wrapped between words under itself."""
         room = self.width - _LABEL - 2
-        pieces = self._wrapped(text, room)
+        pieces = self.glyphs.wrapped(text, room)
         for index, piece in enumerate(pieces):
             shown = label if index == 0 else ""
             yield Text.assemble((f"  {shown:<{_LABEL}}", draw.FAINT), (piece, style))
 
     def _line(self, line: told.Line) -> Iterator[Text]:
         yield from self._labelled(line.label, line.text, _TONE[line.tone])
-
-    def _wrapped(self, text: str, room: int) -> list[str]:
-        """Broken between words only, never between a number and its unit or name."""
-        clean = self.glyphs.clean(text)
-        if cell_len(clean) != len(clean):  # wide characters: count two cells for each
-            room = max(10, room // 2)
-        bound = _BOUND.sub("\N{NO-BREAK SPACE}", clean)
-        pieces = textwrap.wrap(bound, room, break_on_hyphens=False) or [""]
-        return [piece.replace("\N{NO-BREAK SPACE}", " ") for piece in pieces]
 
     # ------------------------------------------------------------- objectives
 
@@ -172,7 +159,7 @@ class Report:
                 yield from self._cell(table, cell)
                 notes = list(told.notes(cell))
                 for note in () if notes == last else notes:
-                    for piece in self._wrapped(note, self.width - 6):
+                    for piece in self.glyphs.wrapped(note, self.width - 6):
                         yield Text(f"      {piece}", draw.FAINT)
                 last = notes
 
@@ -263,7 +250,7 @@ class Report:
         for line in told.of_fault(self.verdict, fault, self.glyphs):
             yield from self._line(line)
         for said in told.unfair(fault):
-            for index, piece in enumerate(self._wrapped(said, self.width - 4)):
+            for index, piece in enumerate(self.glyphs.wrapped(said, self.width - 4)):
                 yield Text(f"  {'  ' if index else ''}{piece}", "bold")
 
     # ----------------------------------------------------------------- matrix
@@ -311,7 +298,7 @@ class Report:
     def _reasons(self) -> Iterator[Text]:
         rest = self.verdict.reasons[1:]  # the first one is what the sentence below says
         for reason in rest[:_REASONS]:
-            for index, piece in enumerate(self._wrapped(reason, self.width - 4)):
+            for index, piece in enumerate(self.glyphs.wrapped(reason, self.width - 4)):
                 yield Text(f"  {'-' if index == 0 else ' '} {piece}")
         if len(rest) > _REASONS:
             yield Text(f"  - and {len(rest) - _REASONS} more in verdict.json")
@@ -321,7 +308,7 @@ class Report:
 
     def _sentence(self) -> Iterator[Text]:
         word = self.verdict.verdict
-        pieces = self._wrapped(sentence(self.record, self.verdict), self.width - 2)
+        pieces = self.glyphs.wrapped(sentence(self.record, self.verdict), self.width - 2)
         for index, piece in enumerate(pieces):
             head, _, tail = piece.partition(" ") if index == 0 else ("", "", f"  {piece}")
             yield Text.assemble((head, _STYLE[word]), (f" {tail}" if index == 0 else tail, "bold"))

@@ -340,6 +340,36 @@ def report(
     return report_run(folder, form=form, output=output, part=part)
 
 
+@cli.command(short_help="Say whether runs are worse than others were.")
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["human", "json", "markdown"]),
+    default="human",
+    show_default=True,
+)
+@click.option("--fail-on-regression", is_flag=True, help="Exit 1 if worse, 3 if undecided.")
+@click.option(
+    "--accept",
+    multiple=True,
+    type=click.Choice(["target", "machine", "version", "grade", "lanes"]),
+    help="Judge although this differs.",
+)
+def diff(
+    base: Path, new: Path, form: str, *, fail_on_regression: bool, accept: tuple[str, ...]
+) -> ExitCode:
+    """Compare NEW with BASE, cell by cell: is it worse than before?
+
+    Each is a run directory, or what `run --repeat N --out DIR` wrote into. Below three runs a side
+    nothing is judged, only shown; five decide for most scenarios. docs/diff.md says how.
+    """
+    from survive.host.diff import diff_runs
+
+    return diff_runs(base, new, form=form, fail_on_regression=fail_on_regression, accept=accept)
+
+
 @cli.command()
 @click.option("--check", is_flag=True, help="Change nothing; exit 0 only on a clean host.")
 @click.option("--run", "run_id", help="Only this run.")
@@ -474,17 +504,32 @@ def targets() -> ExitCode:
 
 
 @cli.command(short_help="Print the JSON Schema of a file, for editors and hooks.")
-@click.argument("what", type=click.Choice(["scenario", "target", "envelope"]), default="scenario")
+@click.argument(
+    "what",
+    type=click.Choice(["scenario", "target", "verdict", "envelope", "diff"]),
+    default="scenario",
+)
 def schema(what: str) -> ExitCode:
-    """Print the JSON Schema (draft 7) of a file, for editors and hooks."""
-    from survive.catalog import builtin_root
-    from survive.scenario.schema import file_text, scenario_schema, target_schema
+    """Print the JSON Schema (draft 7) of a file, for editors and hooks.
 
-    if what == "envelope":  # written by hand: what we print, not what people write
+    Of what people write: scenario, target. Of what we write: verdict (verdict.json), envelope
+    (envelope.json), diff (diff --format json).
+    """
+    if what == "envelope":  # written by hand
+        from survive.catalog import builtin_root
+
         file = builtin_root() / "schema" / "envelope.v1.json"
         click.echo(file.read_text(encoding="utf-8"), nl=False)
         return ExitCode.SURVIVED
-    click.echo(file_text(scenario_schema() if what == "scenario" else target_schema()), nl=False)
+    from survive.scenario.schema import file_text, scenario_schema, target_schema
+
+    if what in {"scenario", "target"}:
+        found = scenario_schema() if what == "scenario" else target_schema()
+    else:
+        from survive.judge.schema import document_schema
+
+        found = document_schema(what)
+    click.echo(file_text(found), nl=False)
     return ExitCode.SURVIVED
 
 

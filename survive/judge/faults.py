@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from survive.judge.verdict import FaultReport, Number
 from survive.plan.model import GUARD_US, FaultWindow, Plan
 from survive.record.events import Event, EventName
 from survive.units import SECOND
@@ -61,6 +62,14 @@ def lives(plan: Plan, events: Iterable[Event]) -> tuple[Life, ...]:
         _life(window, [e for e in told if e.text("fault") == window.fault], remains, whole=whole)
         for window in plan.faults
     )
+
+
+def back_after_s(fault: FaultReport) -> Number:
+    """After how long it was back; "inf" if it was watched and never was."""
+    unseen = fault.heal_proof not in {PROVEN, ONE_SHOT} or fault.residual is None
+    if fault.recovered_after_s is None and not unseen:
+        return "inf"
+    return fault.recovered_after_s
 
 
 def heals_owed(plan: Plan, events: Iterable[Event]) -> bool:

@@ -20,7 +20,7 @@ from survive.judge.cells import Evidence, metric_name, other_cells, shown_limit,
 from survive.judge.dispersion import LEAST_US
 from survive.judge.episodes import episodes
 from survive.judge.exits import Facts, exit_as_asked, exit_code, word_of
-from survive.judge.faults import ONE_SHOT, PROVEN, Life, lives
+from survive.judge.faults import PROVEN, Life, back_after_s, lives
 from survive.judge.grades import asked_of, fault_grades, lowest, ungraded
 from survive.judge.hysteresis import loop_of
 from survive.judge.journeys import never_asked, with_journeys
@@ -404,7 +404,7 @@ class _Judgement:
             names = self._windows.repeats(pool)
             mine = [r for r in reports if r.name in names and r.proof == PROVEN]
             measures: dict[str, list[Number]] = {
-                "recovered_after_s": [_never(r) for r in mine],
+                "recovered_after_s": [back_after_s(r) for r in mine],
                 "error_window_s": [r.error_window_s for r in mine],
                 "success": [self._success(f"fault:{r.name}") for r in mine],
             }
@@ -531,14 +531,6 @@ def _tempered(cell: Cell, why: str) -> Cell:
         return replace(cell, why=cell.why or f"although {why}")
     also = f"; {cell.why}" if cell.why not in {"", why} else ""
     return replace(cell, verdict=Word.INCONCLUSIVE, why=why + also)
-
-
-def _never(report: FaultReport) -> Number:
-    """After how long it was back; "inf" if it was watched and never was."""
-    unseen = report.heal_proof not in {PROVEN, ONE_SHOT} or report.residual is None
-    if report.recovered_after_s is None and not unseen:
-        return "inf"
-    return report.recovered_after_s
 
 
 def _seconds(us: int | None) -> float | None:

@@ -177,7 +177,7 @@ def test_an_unknown_fault_gets_the_nearest_name():
 
 
 def test_the_committed_schema_is_current():
-    for what in ("scenario", "target"):
+    for what in ("scenario", "target", "verdict", "envelope", "diff"):
         printed = survive("schema", what).stdout
         assert printed == (ROOT / "schema" / f"{what}.v1.json").read_text()
 

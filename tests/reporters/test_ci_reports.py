@@ -150,7 +150,7 @@ def test_a_summary_has_room_beside_others_and_keeps_what_broke():
     assert len(report.encode()) <= 64_100
     assert "the-broken" in report.splitlines()[8]
     assert "and 881 more in verdict.json" in report
-    bounded = module("markdown")._bounded("ä" * 9 + "\n" + "é\n" * 40_000)
+    bounded = module("markdown").bounded("ä" * 9 + "\n" + "é\n" * 40_000)
     assert len(bounded) <= 64_100 and bounded.decode().endswith("verdict.json)\n")
 
 
