@@ -210,7 +210,13 @@ def _assigns(path: Path, name: str) -> bool:
 
 
 def _defines_class(path: Path, name: str) -> bool:
-    return any(isinstance(node, ast.ClassDef) and node.name == name for node in _tree(path).body)
+    return name in _classes_at(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _classes_at(path: Path, _modified_ns: int) -> frozenset[str]:
+    """Once per version of the file: a comparison loads many stored scenarios."""
+    return frozenset(node.name for node in _tree(path).body if isinstance(node, ast.ClassDef))
 
 
 def _tree(path: Path) -> ast.Module:
