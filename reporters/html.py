@@ -22,7 +22,7 @@ from .inputs import ended_us
 from .markup import NEWLINE, Markup, facts, joined, lines, number, right, row, table, tag
 from .matrix import Square, matrix_of
 from .matrix import rows as matrix_rows
-from .measured import Class, Measured
+from .measured import Class, Measured, held, pools
 from .sentence import observed_text, sentence
 from .spectra import spectra
 from .timeline import Timeline
@@ -222,9 +222,9 @@ class _Page:
     def _failures(self) -> Iterator[Markup]:
         plan = self.record.plan
         around = [
-            f"{kind}:{window.fault}"
-            for window in plan.faults
-            for kind in (("fault", "recovery") if window.held else ("fault",))
+            f"{kind}:{name}"
+            for name in pools(plan)
+            for kind in (("fault", "recovery") if held(plan, name) else ("fault",))
         ]
         windows = ["run", "steady", *around]
         found = [one for window in windows for one in self.measured.classes(window)]
@@ -246,7 +246,7 @@ class _Page:
 
     def _load(self) -> Iterator[Markup]:
         body = [
-            row(line.label, tag("td", line.text, class_=line.tone or None), line.aside)
+            row(line.label, tag("td", line.text, _aside(line), class_=line.tone or None))
             for line in told.of_load(self.record, self.verdict.load)
         ]
         yield facts(body, "Where every request went, and the harness itself")
@@ -283,6 +283,10 @@ class _Page:
     def _glossary(self) -> Iterator[Markup]:
         terms = (joined((tag("dt", word), tag("dd", means))) for word, means in _GLOSSARY)
         yield tag("dl", lines(terms))
+
+
+def _aside(line: told.Line) -> Markup:
+    return tag("small", f" ({line.aside})") if line.aside else Markup("")
 
 
 def _tone(good: bool) -> str:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from survive.judge.faults import lives
 from survive.judge.verdict import Number
 from survive.judge.windows import Windows
+from survive.plan.model import Plan
 from survive.record.hdr import BUCKETS, highest_of, lowest_of
 from survive.record.rates import mean_rps
 from survive.record.reader import Record
@@ -275,6 +276,19 @@ class Measured:
         last = chosen[np.concatenate((breaks, [len(chosen) - 1]))]
         starts, ends = self.windows.starts[first].tolist(), self.windows.ends[last].tolist()
         return list(zip(starts, ends, strict=True))
+
+
+def pools(plan: Plan) -> dict[str, list[str]]:
+    """The faults of a plan by the name that they are shown under: repeats of one share theirs."""
+    found: dict[str, list[str]] = {}
+    for window in plan.faults:
+        found.setdefault(window.pool or window.fault, []).append(window.fault)
+    return found
+
+
+def held(plan: Plan, name: str) -> bool:
+    """Whether a fault, or the repeats that share a name, have a recovery of their own."""
+    return any(window.held for window in plan.faults if name in (window.fault, window.pool))
 
 
 def _finite(series: Series, ok: I64, measured: I64, bad: I64) -> tuple[I64, I64]:

@@ -16,12 +16,12 @@ from survive.record.samples import Series
 
 from . import svg, words
 from .markup import Markup, joined, number, right, row, table, tag
-from .measured import Measured, Spread
+from .measured import Measured, Spread, held, pools
 from .timeline import limited_times
 from .told import is_infinite, limit, shown
 
 MOST = 12  # pictures of a page
-FAULTS = 4  # fault windows in one picture
+FAULTS = len(svg.FAULTS)  # in one picture: as many as there are colours
 _HEIGHT, _TOP = 170, 8
 _NAMED = (0.5, 0.9, 0.95, 0.99, 0.999)
 _POINTS = 12  # of a curve, for each nine
@@ -62,7 +62,7 @@ def _charts(
     limited = limited_times(verdict, kinds)
     rest = [(Series.LATENCY, kind) for kind in range(len(kinds))]
     wanted = list(dict.fromkeys([*limited, *rest]))
-    faults = [window.fault for window in measured.plan.faults]
+    faults = list(pools(measured.plan))
     groups = [faults[at : at + FAULTS] for at in range(0, len(faults), FAULTS)] or [[]]
     for group in groups:
         for series, kind in wanted:
@@ -71,7 +71,7 @@ def _charts(
 
 def _title(measured: Measured, series: Series, kind: int, faults: Sequence[str]) -> str:
     title = f"{series} of {measured.plan.kinds[kind]}"
-    parts = len(measured.plan.faults) > FAULTS
+    parts = len(pools(measured.plan)) > FAULTS
     return f"{title}: {', '.join(faults)}" if parts else title
 
 
@@ -80,10 +80,10 @@ def _lines(measured: Measured, series: Series, kind: int, faults: Sequence[str])
     if not measured.plan.faults:
         yield Line("run", measured.spread(series, kind, "run"), svg.BLUE, "6 3")
     for at, fault in enumerate(faults):
-        colour = svg.FAULTS[at % len(svg.FAULTS)]
+        colour = svg.fault_colour(at)
         during = f"fault:{fault}"
         yield Line(during, measured.spread(series, kind, during), colour, "")
-        if measured.plan.fault(fault).held:  # of a one-shot the same span
+        if held(measured.plan, fault):  # of a one-shot the same span
             after = f"recovery:{fault}"
             yield Line(after, measured.spread(series, kind, after), colour, "5 3")
 
@@ -195,6 +195,7 @@ def _sample(line: Line) -> Markup:
 
 
 def _percentile(spread: Spread, share: float) -> str:
-    """Nothing where no request lies beyond it."""
-    value: Number = spread.at(share) if spread.n * (1 - share) >= 1 - 1e-9 else None
-    return shown(value)
+    """Nothing where no request lies beyond it, but for those that failed."""
+    value: Number = spread.at(share)
+    beyond = spread.n * (1 - share) >= 1 - 1e-9
+    return shown(value if beyond or is_infinite(value) else None)

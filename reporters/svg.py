@@ -27,6 +27,11 @@ DASHES = ("", "7 3", "2 2", "9 2 2 2")
 INK, PAPER = "currentColor", "Canvas"
 
 
+def fault_colour(number: int) -> str:
+    """The same wherever a fault is drawn."""
+    return FAULTS[number % len(FAULTS)]
+
+
 @dataclass(frozen=True, slots=True)
 class Linear:
     """Values to heights: ``low`` at the bottom, ``high`` at 0."""

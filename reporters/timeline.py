@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from survive.judge.probed import Finding, Seen, seen
@@ -23,7 +23,7 @@ from survive.units import SECOND
 from . import svg, words
 from .axis import Band
 from .markup import Markup, tag
-from .measured import Heat, Measured
+from .measured import Heat, Measured, pools
 from .told import is_infinite, limit
 
 HEATS = 6  # times that get a strip
@@ -102,13 +102,6 @@ class Timeline:
 
     # ----------------------------------------------------------------- faults
 
-    def _rows(self) -> Mapping[str, list[str]]:
-        """Faults by row: repeats of one share theirs."""
-        rows: dict[str, list[str]] = {}
-        for window in self.record.plan.faults:
-            rows.setdefault(window.pool or window.fault, []).append(window.fault)
-        return rows
-
     def _actual(self) -> dict[str, Band]:
         reports = {fault.name: fault for fault in self.verdict.faults}
         return {
@@ -119,8 +112,8 @@ class Timeline:
 
     def _faults(self) -> None:
         bands = self._actual()
-        for at, (name, faults) in enumerate(self._rows().items()):
-            colour = svg.FAULTS[at % len(svg.FAULTS)]
+        for at, (name, faults) in enumerate(pools(self.record.plan).items()):
+            colour = svg.fault_colour(at)
             shapes = [self._fault(fault, bands[fault], colour) for fault in faults]
             self._parts.append(svg.plot(self.y, 16, *shapes))
             self._parts.append(self._name(name, [bands[fault] for fault in faults]))
@@ -180,8 +173,8 @@ class Timeline:
         y, height = self._strips_from, self.y - self._strips_from
         shapes = []
         colours = {
-            fault: svg.FAULTS[at % len(svg.FAULTS)]
-            for at, faults in enumerate(self._rows().values())
+            fault: svg.fault_colour(at)
+            for at, faults in enumerate(pools(self.record.plan).values())
             for fault in faults
         }
         for name, band in self._actual().items():

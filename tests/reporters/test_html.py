@@ -371,7 +371,7 @@ def test_more_than_fits_is_said_to_be_missing(tmp_path):
         for k in range(30)
     )
     quick = replace(BACK, limit=S, stable_for_us=S)
-    wanted = scenario(rps=4, end_s=100, faults=many, objectives=(DEGRADE, ANSWERS, quick))
+    wanted = scenario(rps=4, end_s=100, faults=many, objectives=(FAST, ANSWERS, quick))
     record, verdict = story(tmp_path, scenario=wanted)
     text = rendered(record, verdict)
     assert "more pictures would follow" in parsed(text).said
