@@ -152,7 +152,15 @@ def _ordered(version: str) -> tuple[int, ...]:
 def _words(error: Exception) -> str:
     if isinstance(error, APIError):
         return str(error.explanation or error)
-    return f"{type(error).__name__}: {error}" if isinstance(error, DockerException) else str(error)
+    if isinstance(error, DockerException):
+        return f"{type(error).__name__}: {error}"
+    return str(_cause(error))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The system's own word, which requests and urllib3 wrap in theirs."""
+    inner = next((part for part in error.args if isinstance(part, BaseException)), None)
+    return error if inner is None else _cause(inner)
 
 
 def _status(seen: Mapping[str, Any]) -> str:

@@ -155,15 +155,21 @@ def _findings(findings: Sequence[Finding], width: int) -> Iterator[Text]:
     for finding in findings:
         head = f"  {finding.level:{_WORD}}  {finding.name:{indent - _WORD - 6}}  "
         hang = " " * indent
-        lines = textwrap.wrap(finding.found, width, initial_indent=head, subsequent_indent=hang)
+        lines = _wrapped(finding.found, width, head, hang)
         if finding.hint:
-            hint = f"hint: {finding.hint}"
-            lines += textwrap.wrap(hint, width, initial_indent=hang, subsequent_indent=hang + "  ")
+            lines += _wrapped(f"hint: {finding.hint}", width, hang, hang + "  ")
         for number, line in enumerate(lines):
             text = Text(line)
             if number == 0:
                 text.stylize(_STYLE.get(finding.level, ""), 2, 2 + _WORD)
             yield text
+
+
+def _wrapped(text: str, width: int, first: str, others: str) -> list[str]:
+    """Without a break in an option such as --allow-privileged."""
+    return textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
+    )
 
 
 def _played(kinds: Sequence[Kind]) -> Iterator[Finding]:
