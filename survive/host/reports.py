@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import click
-
 from survive.catalog import Catalog, nearest
 from survive.contracts import Choosing, Reporter
 from survive.errors import UsageError
 from survive.judge.verdict import Verdict
+from survive.output import Unheard
 from survive.record.reader import Record
 
 # Written into every run directory that has a verdict: file → reporter.
@@ -54,11 +54,17 @@ class Delivery:
         return STDOUT in self.asked
 
     def clear(self, seeds: Sequence[int] = ()) -> None:
-        """Remove what another run left in these places: what stands there is of this one."""
+        """Remove what another run left in these places: what stands there is of this one.
+
+        UsageError: it stays, and would be taken for this run's.
+        """
         for path in self._files():
             for one in (path, *(_of_seed(path, seed) for seed in seeds)):
-                if one.is_file():
-                    one.unlink()
+                try:
+                    if one.is_file():
+                        one.unlink()
+                except OSError as error:
+                    raise UsageError(f"an older report cannot be removed: {error}") from error
 
     def deliver(
         self,
@@ -137,7 +143,15 @@ def _rendered(
 
 def _warn(name: str, error: BaseException) -> None:
     said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    click.echo(f"warning: the report {name} is not written: {said}", err=True)
+    _tell(f"warning: the report {name} is not written: {said}")
+
+
+def _tell(text: str) -> None:
+    """To stderr. Whoever read it may have left."""
+    if sys.stderr is not None:
+        heard = Unheard(sys.stderr)
+        heard.write(f"{text}\n")
+        heard.flush()
 
 
 def _tell_github(
@@ -146,7 +160,8 @@ def _tell_github(
     """Inside GitHub Actions: annotations (its runner reads stderr too), and the step's summary."""
     if env.get("GITHUB_ACTIONS") == "true":
         commands = _rendered(catalog, "github", "annotations", record, verdict)
-        click.echo(commands or b"", err=True, nl=False)
+        for line in (commands or b"").decode("utf-8", "replace").splitlines():
+            _tell(line)
     summary = env.get("GITHUB_STEP_SUMMARY")
     if summary:
         text = _rendered(catalog, "markdown", summary, record, verdict)
@@ -159,7 +174,7 @@ def _append(path: Path, text: bytes) -> None:
             if file.tell() + len(text) <= _SUMMARY_BYTES:
                 file.write(text)
                 return
-        click.echo(f"warning: {path} has no room for another summary", err=True)
+        _tell(f"warning: {path} has no room for another summary")
     except OSError as error:
         _warn(str(path), error)
 

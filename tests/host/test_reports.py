@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from survive.cli import cli
 from survive.errors import UsageError
 from survive.host.reports import WRITTEN, in_repository, write_report
 
+ROOT = Path(__file__).resolve().parents[2]
 CALM = """\
 survive: 1
 name: calm
@@ -87,6 +90,43 @@ def test_a_report_that_cannot_be_written_leaves_what_was_there(tmp_path, capsys)
     write_report(One(), "x", there / "new" / "z", None, None)
     assert (there / "x").read_bytes() == (there / "new" / "z").read_bytes() == b"new"
     assert capsys.readouterr().err == ""
+
+
+def test_an_older_report_that_stays_is_told_before_anything_runs(project, monkeypatch):
+    stale = project / "old" / "j.xml"
+    stale.parent.mkdir()
+    stale.write_text("all green")
+
+    def refuse(path):
+        raise PermissionError(1, "not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    done = run(project, "--report", f"junit={stale}")
+    assert isinstance(done.exception, UsageError) and "cannot be removed" in str(done.exception)
+    assert not (project / "runs").exists()
+
+
+def test_who_reads_stderr_may_leave(project):
+    read, write = os.pipe()
+    os.close(read)
+    argv = [
+        "run",
+        "load/calm.survive.yaml",
+        "--virtual",
+        "--report",
+        "hgrm=x",
+        "--report",
+        "ours=y",
+    ]
+    (project / "reporters").mkdir()
+    (project / "reporters" / "ours.py").write_text(BROKEN + "reporter = R()\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "survive", *argv, "--set", "requests.search.expect={status: 404}"],
+        cwd=project, stdout=subprocess.DEVNULL, stderr=write, timeout=60, check=False,
+        env={**os.environ, "GITHUB_ACTIONS": "true", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    os.close(write)
+    assert done.returncode == 1 and (project / "x").exists()
 
 
 def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -177,3 +178,13 @@ def test_every_series_and_what_has_none(record):
         of(record, series="ttft", request="search")
     with pytest.raises(RecordError, match="no window 'fault:x'"):
         of(record, window="fault:x")
+
+
+def test_names_of_others_stay_comments(record):
+    named = replace(record, plan=replace(record.plan, name="a\n1 2 3 4\x1b[0m"))
+    rows, _, comments = read(hgrm.reporter.render(named, None).decode())
+    assert rows and comments == [
+        "survive: latency in ms of all requests during run; a?1 2 3 4?[0m, seed 11",
+        *comments[1:],
+    ]
+    assert (1, 2, 3, 4) not in rows
