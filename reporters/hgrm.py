@@ -93,10 +93,6 @@ class _Found:
         """Values."""
         return sum(count for _, count in self.counts)
 
-    def level(self, seen: int) -> float:
-        """The percentile, among all requests, of the so-many-th value."""
-        return 100.0 * seen * self.finite / (self.total * (self.finite + self.gone))
-
 
 def _gather(record: Record, choice: HgrmReporter) -> _Found:
     measured = Measured(record)
@@ -139,16 +135,17 @@ def _kinds(record: Record, choice: HgrmReporter) -> list[int]:
 def _rows(found: _Found, scale: int) -> Iterator[str]:
     """A row for each level, and one for where the values end: 1, if no request failed."""
     level, seen, last = 0.0, 0, found.total
+    whole = last * (found.finite + found.gone)  # a percentile is one among all requests
     for bucket, count in found.counts:
         seen += count
-        while found.level(seen) >= level:
+        while 100.0 * (seen * found.finite) / whole >= level:
             row = _row(bucket, level, seen, scale)
             yield f"{row} {1 / (1 - level / 100):14.2f}"
             level += 100.0 / _ticks(level)
             if seen == last:  # the row of the end says the rest
                 break
     if found.counts:
-        yield _row(found.counts[-1][0], found.level(last), last, scale)
+        yield _row(found.counts[-1][0], 100.0 * (last * found.finite) / whole, last, scale)
 
 
 def _row(bucket: int, level: float, seen: int, scale: int) -> str:
