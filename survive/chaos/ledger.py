@@ -283,6 +283,8 @@ class Ledger:
             elif entry.fields["entry"] == "looked":
                 lines.damage.clear()
         story.damage = lines.damage
+        if story.owner is None and not story.damage and (story.injections or story.processes):
+            story.damage.append("nothing says whose it is")
         if lines.unread_at_end:
             story.ended = None  # something came after the last word
         return story

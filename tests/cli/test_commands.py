@@ -157,7 +157,8 @@ def test_a_reader_that_leaves_changes_no_exit_code(code, arguments, tmp_path):
     if code == 5:
         left = tmp_path / "survive" / "left"
         left.mkdir(parents=True)
-        (left / "ledger.ndjson").write_text("a line that nobody can read\n")
+        line = '{"entry": "process", "name": "web-0", "pid": 1, "start_time": 1}\n'
+        (left / "ledger.ndjson").write_text(line)
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
