@@ -14,6 +14,10 @@ from .common import Nothing
 from .links import OnLink, both, call, cut, put
 
 AT_ONCE = Duration(0)
+LONGEST_US = 800 * MS  # a look has 1 s, and a call that began within this may still end
+CALL_US = 150 * MS
+PAUSE_US = 15 * MS
+LATE_US = 150 * MS  # so much later than planned a busy proxy may go down
 OUTLIVES_US = 10 * SECOND  # a heal that does nothing is seen, since the flapping goes on that long
 
 
@@ -171,19 +175,28 @@ class NetworkFlapping(OnLink):
     async def observe(
         self, injection: Injection, handle: LinkHandle, before: float | None
     ) -> Observation:
-        """Watch for a whole cycle: yes if the link was seen both ways within it."""
-        every = Duration.parse(injection.settings["every"])
-        until_us = handle.clock.now_us() + every + 150 * MS
+        """Yes as soon as the link was seen both ways; no if it was up for longer than it may be.
+
+        Calls begin so close to each other that none of its times of being down fits between two.
+        Where this machine was too busy for that, what was seen before it counts no more.
+        """
+        every, down = (Duration.parse(injection.settings[key]) for key in ("every", "down"))
+        began_us = up_since_us = last_us = handle.clock.now_us()
         worked = refused = 0
-        while handle.clock.now_us() < until_us and not (worked and refused):
-            seen = await call(handle, handle.spec.via, 200 * MS)
+        while (now_us := handle.clock.now_us()) < began_us + LONGEST_US:
+            if now_us - last_us >= down:
+                up_since_us = now_us  # nobody looked for as long as it may be down
+            last_us = now_us
+            seen = await call(handle, handle.spec.via, CALL_US)
             worked += seen.broken is None
             refused += seen.broken in {Broken.REFUSED, Broken.RESET, Broken.CLOSED}
-            await handle.clock.sleep_until(handle.clock.now_us() + 15 * MS)
-        evidence = f"{worked} calls answered and {refused} refused through the link"
-        if worked and refused:
-            return Observation(Active.YES, evidence)
-        return Observation(Active.NO if worked else Active.UNKNOWN, evidence)
+            if worked and refused:
+                break
+            if worked and now_us - up_since_us >= every - down + LATE_US:
+                return Observation(Active.NO, _counted(worked, refused))
+            await handle.clock.sleep_until(handle.clock.now_us() + PAUSE_US)
+        both_ways = worked and refused
+        return Observation(Active.YES if both_ways else Active.UNKNOWN, _counted(worked, refused))
 
     async def heal(self, injection: Injection, handle: LinkHandle) -> None:
         """End the schedule, if it runs here, then open the link."""
@@ -194,6 +207,10 @@ class NetworkFlapping(OnLink):
             # What it failed at does not matter now: the link is opened, and seen to be open.
             await asyncio.gather(task, return_exceptions=True)
         await handle.enable(True)
+
+
+def _counted(worked: int, refused: int) -> str:
+    return f"{worked} calls answered and {refused} refused through the link"
 
 
 def _looked_at(task: asyncio.Task[None]) -> None:

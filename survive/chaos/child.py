@@ -54,10 +54,11 @@ class Worker:
     async def _do(self, question: dict[str, Any]) -> Json:
         injection = Injection.from_json(question["injection"])
         fault = self._fault(injection.kind)
+        # Opened for "load" too: a handle's library can take 0.2 s to import, of a look's second.
+        handle = open_handle(injection.handle, fault.needs, self._clock, self._transport)
         if question["verb"] == "load":
             await get_ready(fault, injection)
             return True
-        handle = open_handle(injection.handle, fault.needs, self._clock, self._transport)
         result = await perform(fault, question["verb"], injection, handle, question["before"])
         return asdict(result) if isinstance(result, Observation) else result
 

@@ -81,6 +81,40 @@ def scene(tmp_path):
     return injection, run, tmp_path
 
 
+LOADED = """
+import asyncio, os, sys
+from survive.catalog import Catalog
+from survive.chaos.child import Worker
+from survive.contracts import HandleSpec, Injection
+from survive.host.sockets import SocketTransport
+
+spec = HandleSpec("process", "web", 0, "127.0.0.1:1", link="a -> web", via="127.0.0.1:2",
+                  proxy="127.0.0.1:3", proxy_name="x")
+one = Injection("one#1", "one", "network.down", {}, spec, 0, 9)
+asked = {"verb": "load", "injection": one.to_json(), "before": None}
+
+async def main():
+    transport = SocketTransport()
+    worker = Worker(Catalog(), transport, 1)
+    await worker._do(asked)
+    before = set(sys.modules)
+    seen = await worker._do({**asked, "verb": "observe"})
+    await transport.close()
+    print(seen["active"], *(m for m in set(sys.modules) - before if m in LIBRARIES))
+
+LIBRARIES = {"toxiproxy", "requests", "survive.chaos.toxiproxy"}
+asyncio.run(main())
+"""
+
+
+def test_what_a_look_needs_is_loaded_before_it():
+    """A look has one second, and on a busy host the proxy's library takes half of it to import."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "unknown\n", done
+
+
 def test_all_verbs_go_to_one_child(scene):
     injection, run, folder = scene
 

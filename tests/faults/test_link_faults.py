@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from faultscene import ROOT, play, twins
 
+from survive.catalog import Catalog
 from survive.scenario.model import FaultPlan, Health, Service, TargetSpec
 from survive.units import SECOND
 
@@ -114,6 +116,42 @@ def test_a_flapping_link_is_down_and_up_for_as_long_as_was_said(tmp_path):
 
     _, states, _ = play("virtual", tmp_path, body, target=target(), links=frozenset({LINK}))
     assert states == [cycle % 8 >= 4 for cycle in range(100)]
+
+
+class Watched:
+    """A link that always answers, seen by a watcher whose calls take what ``spans_ms`` say."""
+
+    def __init__(self, spans_ms):
+        self.spans_ms, self.t_us, self.clock, self.spec = spans_ms, 0, self, SimpleNamespace(via="")
+
+    def now_us(self):
+        return self.t_us
+
+    async def sleep_until(self, t_us):
+        self.t_us = max(self.t_us, t_us)
+
+    async def call(self, handle, address, timeout_us):
+        self.t_us += next(self.spans_ms) * 1000
+        return SimpleNamespace(broken=None)
+
+
+@pytest.mark.parametrize(
+    ("spans_ms", "active", "most_ms"),
+    [
+        (itertools.repeat(5), "no", 480),
+        (itertools.repeat(190), "unknown", 1000),  # it could have been down between any two
+        (itertools.chain([230], itertools.repeat(5)), "no", 780),  # since then all was seen
+        (itertools.chain([5] * 20, [300], itertools.repeat(5)), "unknown", 1000),
+    ],
+)  # fmt: skip
+def test_who_was_too_busy_to_see_a_link_go_down_does_not_say_that_it_did_not(
+    spans_ms, active, most_ms, monkeypatch
+):
+    flapping, watched = Catalog().fault("network.flapping"), Watched(spans_ms)
+    monkeypatch.setitem(type(flapping).observe.__globals__, "call", watched.call)
+    one = SimpleNamespace(settings={"every": "500ms", "down": "200ms"})
+    seen = asyncio.run(flapping.observe(one, watched, None))
+    assert (seen.active, watched.t_us <= most_ms * 1000) == (active, True), watched.t_us
 
 
 # ------------------------------------------------------------------------- slow looks
