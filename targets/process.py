@@ -160,7 +160,7 @@ class Driver(Roster[_Replica]):
     async def lacks(spec: TargetSpec, env: Mapping[str, str]) -> list[SurviveError]:
         """See survive.host.driver.lacks: variables, programs, namespaces."""
         found = wiring.unresolved(spec, env)
-        if spec.isolation and (why := netns.lacks()):
+        if spec.isolation and (why := netns.unwilling()):
             found.append(RefusedError(why))
         for service in spec.services.values():
             path = service.env.get("PATH", env.get("PATH"))

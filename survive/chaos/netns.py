@@ -52,12 +52,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def lacks() -> str:
-    """Why this host gives no namespaces, "" if it does: one is tried, and thrown away (20 ms)."""
+    """What namespaces need and is not here; "" if all is."""
     if os.geteuid() != 0:
         return f"{_ISOLATION} needs root"
     for program, package in _PROGRAMS.items():
         if shutil.which(program) is None:
             return f"{_ISOLATION} needs the program {program} (apt-get install {package})"
+    return ""
+
+
+def unwilling() -> str:
+    """Why this host gives no namespaces, "" if it does: one is tried, and thrown away.
+
+    Not for the start of a run, which finds out by itself: the kernel is busy afterwards.
+    """
+    if why := lacks():
+        return why
     argv = ["unshare", "--net", "--mount", "--", "ip", "link", "set", "lo", "up"]
     try:
         tried = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=TOOL_S)

@@ -86,7 +86,7 @@ def _knock(path: str) -> None:
 
 def no_namespaces() -> Lack:
     """Why ``isolation: netns`` cannot be had."""
-    why = netns.lacks()
+    why = netns.unwilling()
     return Lack(why, "packet faults need it") if why else Lack()
 
 

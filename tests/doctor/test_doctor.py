@@ -170,7 +170,7 @@ def test_docker_of_another_host_is_none():
 
 def test_namespaces_need_root(monkeypatch):
     monkeypatch.setattr(netns.os, "geteuid", lambda: 1000)
-    assert netns.lacks() == "isolation: netns needs root"
+    assert netns.lacks() == netns.unwilling() == "isolation: netns needs root"
 
 
 # ------------------------------------------------------------------------------- the exit code
