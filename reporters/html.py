@@ -117,15 +117,15 @@ class _Page:
             parts.append(tag("p", tag("strong", words.CLOSED)))
         if told.host(record) == "virtual":
             parts.append(tag("p", f"{told.VIRTUAL}.".capitalize()))
-        if also := verdict.reasons[1:]:  # the first one is what the sentence says
-            parts.append(tag("h2", "Also"))
-            more = [f"and {len(also) - _REASONS} more, in the table below"]
-            told_ = [*also[:_REASONS], *more * (len(also) > _REASONS)]
-            parts.append(tag("ul", lines(tag("li", reason) for reason in told_)))
-        if hands := told.by_hand(record):
-            parts.append(tag("h2", "By hand"))
-            parts.append(tag("ul", lines(tag("li", tag("code", hand)) for hand in hands)))
+        parts.extend(_list("Also", self._also()))
+        parts.extend(_list("By hand", [tag("code", hand) for hand in told.by_hand(record)]))
         return tag("header", lines(parts))
+
+    def _also(self) -> list[str]:
+        """Every reason but the first: that is what the sentence says."""
+        rest = self.verdict.reasons[1:]
+        more = [f"and {len(rest) - _REASONS} more, in the table below"]
+        return [*rest[:_REASONS], *more * (len(rest) > _REASONS)]
 
     def _about(self) -> str:
         try:
@@ -283,6 +283,13 @@ class _Page:
     def _glossary(self) -> Iterator[Markup]:
         terms = (joined((tag("dt", word), tag("dd", means))) for word, means in _GLOSSARY)
         yield tag("dl", lines(terms))
+
+
+def _list(title: str, items: Sequence[str]) -> Iterator[Markup]:
+    """Nothing where there is nothing to tell."""
+    if items:
+        yield tag("h2", title)
+        yield tag("ul", lines(tag("li", item) for item in items))
 
 
 def _aside(line: told.Line) -> Markup:

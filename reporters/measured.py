@@ -167,7 +167,7 @@ class Measured:
 
     def heat(self, series: Series, kinds: Sequence[int], rows: int, least: Sequence[float]) -> Heat:
         """One time of some kinds over the run. ``least``: values (ms) that must be in sight."""
-        column, index, count = self._entries(series, kinds)
+        column, index, count = self._entries(series, kinds, str(Outcome.OK))
         in_sight = [*least]
         if len(index):
             ends = (lowest_of(int(index.min())), highest_of(int(index.max())))
@@ -185,11 +185,17 @@ class Measured:
         p50, p99 = zip(*self._percentiles(column, index, count, finite, gone), strict=True)
         return Heat(low, high, cells / spans[:, None], lost, p50, p99)
 
-    def _entries(self, series: Series, kinds: Sequence[int]) -> tuple[I64, I64, I64]:
+    def lag(self) -> list[Number]:
+        """The 99th percentile of send lag by column."""
+        entries = self._entries(Series.SEND_LAG, range(len(self.plan.kinds)), "")
+        sent = self.counted([Series.SEND_LAG])
+        return [p99 for _, p99 in self._percentiles(*entries, sent, np.zeros_like(sent))]
+
+    def _entries(self, series: Series, kinds: Sequence[int], outcome: str) -> tuple[I64, I64, I64]:
         """(column, bucket, count) of every entry, sorted by column and bucket."""
         parts = []
         for kind in kinds:
-            sets = self.table.block(series, str(Outcome.OK), kind)
+            sets = self.table.block(series, outcome, kind)
             entries = self.table.entries(sets)
             column = self.columns.of_segment[self.table.sets[sets, 3]][self.table.owners(sets)]
             parts.append((column, self.table.index[entries], self.table.count[entries]))

@@ -44,13 +44,13 @@ class Line:
 
 def spectra(verdict: Verdict, measured: Measured) -> Iterator[Markup]:
     """Pictures with their tables; where there are too many, what is missing is said."""
-    shown_ = list(_charts(verdict, measured))
-    for at, (series, kind, cells, faults) in enumerate(shown_[:MOST]):
+    charts = list(_charts(verdict, measured))
+    for at, (series, kind, cells, faults) in enumerate(charts[:MOST]):
         lines = [line for line in _lines(measured, series, kind, faults) if line.spread.n]
         if lines:
             yield _one(f"spectrum-{at}", _title(measured, series, kind, faults), lines, cells)
-    if len(shown_) > MOST:
-        more = words.plural(len(shown_) - MOST, "more picture")
+    if len(charts) > MOST:
+        more = words.plural(len(charts) - MOST, "more picture")
         yield tag("p", f"{more} would follow: latency.hlog has every histogram.")
 
 

@@ -24,7 +24,7 @@ from . import svg, words
 from .axis import Band
 from .markup import Markup, tag
 from .measured import Heat, Measured, pools
-from .told import is_infinite, limit
+from .told import host, is_infinite, limit
 
 HEATS = 6  # times that get a strip
 _CELL, _ROWS, _LOST = 4, 32, 10  # pixels a cell of heat, cells, pixels for what never came
@@ -64,6 +64,7 @@ class Timeline:
         for gauge, title in _GAUGES.items():
             self._gauge(gauge, title, told)
         self._probes(told)
+        self._lag()
         below = self._bands()
         self._parts.append(svg.times(self._end_us, self._ticks_s(), self.y + svg.SMALL))
         strips = "planned, sent and good requests a second, latency, success"
@@ -114,9 +115,12 @@ class Timeline:
         bands = self._actual()
         for at, (name, faults) in enumerate(pools(self.record.plan).items()):
             colour = svg.fault_colour(at)
+            looks = [path for fault in faults for path in self._looks(fault)]
             shapes = [self._fault(fault, bands[fault], colour) for fault in faults]
+            shapes.append(svg.stroke("".join(path for path, _ in looks), colour, 5))
             self._parts.append(svg.plot(self.y, 16, *shapes))
-            self._parts.append(self._name(name, [bands[fault] for fault in faults]))
+            seen = max((end for _, end in looks), default=0)
+            self._parts.append(self._name(name, [bands[fault] for fault in faults], seen))
             self.y += 18
         if bands:
             self.y += 4
@@ -134,22 +138,21 @@ class Timeline:
             tag("path", d=bar, fill=colour, fill_opacity=0.35),
             svg.stroke(frame, colour, 1, stroke_dasharray="3 2"),
             svg.stroke(after, svg.INK, 1, stroke_dasharray="2 3", stroke_opacity=0.7),
-            svg.stroke("".join(self._looks(name)), colour, 5),
         ]
         if band.back_us is not None:
             x = self._x(band.back_us)
             shapes.append(svg.stroke(f"M{x} 3V13", svg.GREEN, 3))
         return tag("g", tag("title", self._said(name, band)), *shapes)
 
-    def _looks(self, name: str) -> Iterator[str]:
-        """Stretches between looks that saw it active."""
+    def _looks(self, name: str) -> Iterator[tuple[str, int]]:
+        """Stretches between looks that saw it active, and where each ends."""
         last: int | None = None
         for event in self.record.named(EventName.FAULT_OBSERVED):
             if event.text("fault") != name or event.text("stage") == "before":
                 continue
             x = self._x(event.t_us)
             if event.text("active") == "yes":
-                yield f"M{x if last is None else last} 8H{x + (last is None)}"
+                yield f"M{x if last is None else last} 8H{x + (last is None)}", x
                 last = x
             else:
                 last = None
@@ -160,9 +163,9 @@ class Timeline:
             said += f", heal at {band.off_us / SECOND:.1f} s"
         return said
 
-    def _name(self, name: str, bands: Sequence[Band]) -> Markup:
+    def _name(self, name: str, bands: Sequence[Band], seen: int) -> Markup:
         """Right of what is drawn where there is room, else left of it."""
-        end = max(self._x(band.end_us) for band in bands)
+        end = max(seen, *(self._x(band.end_us) for band in bands))
         if end <= 0.6 * svg.WIDE:
             return svg.label(end, self.y + 12, name, dx=4)
         start = min(self._x(band.on_us) for band in bands)
@@ -367,6 +370,21 @@ class Timeline:
             self.y += _TITLE
             self._parts.append(svg.plot(self.y, 14, *marks))
             self.y += 14
+
+    # ---------------------------------------------------------------- harness
+
+    def _lag(self) -> None:
+        """When the harness itself was late, if it is known and time was real."""
+        lags = [float(v) if isinstance(v, int | float) else None for v in self.measured.lag()]
+        known = [lag for lag in lags if lag]
+        if not known or host(self.record) == "virtual":
+            return
+        scale = svg.Log(min(known) / 1.2, max(max(known) * 1.2, min(known) * 4), 48)
+        heights = [None if lag is None else scale(lag) for lag in lags]
+        shape = svg.stroke(svg.steps(self._edges(), heights), svg.ORANGE, 1.5)
+        keys = [("━━", svg.ORANGE, "p99")]
+        texts = [words.milliseconds(value) for value in scale.ticks()]
+        self._strip("send lag: the harness's own lateness", scale, texts, [shape], keys)
 
 
 def limited_times(verdict: Verdict, kinds: Sequence[str]) -> dict[tuple[Series, int], list[Cell]]:

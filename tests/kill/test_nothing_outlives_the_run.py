@@ -123,6 +123,7 @@ def test_a_signal_heals_and_says_so(start, number, code):
     assert run.process.wait(5) == code, run.output()
     assert_clean(run, 0.5)
     assert "heal_proven" in run.events()
+    assert run.only("report.html").is_file()
     assert_host_is_clean()
 
 

@@ -48,6 +48,9 @@ def test_users_under_a_fault_and_the_same_seed_twice(
     assert said.count("closed loop: latency excludes the time users could not ask; see") == 2
     assert "FAILED people (closed loop): degraded broke for search during fault:slow" in said
     first, second = sorted((tmp_path / "runs" / "people").glob("2*"))
+    page = (first / "report.html").read_text(encoding="utf-8")
+    assert "users (planned)" in page and "closed loop: latency excludes" in page
+    assert "planned</tspan>" not in page  # nobody planned a number of requests
     for name in REPEATED:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     verdict = json.loads((first / "verdict.json").read_text())

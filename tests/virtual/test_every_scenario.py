@@ -34,6 +34,7 @@ def test_the_healthy_stack_survives_what_no_exam_in_ci_plays(name: str, tmp_path
     )
     verdict = json.loads((tmp_path / name / "latest" / "verdict.json").read_text())
     assert code is ExitCode.SURVIVED, verdict["reasons"]
+    assert (tmp_path / name / "latest" / "report.html").is_file()
     assert {fault["proof"] for fault in verdict["faults"]} == {"proven"}
 
 
