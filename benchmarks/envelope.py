@@ -1,6 +1,6 @@
 """``survive envelope`` on stacks whose capacity is known by construction (docs/envelope.md).
 
-    python benchmarks/envelope.py            # ten seeds, some minutes on one core
+    python benchmarks/envelope.py            # ten seeds, a quarter of an hour on one core
 
 A request is one prompt of 512 words to embed: a whole step of a simulated GPU and nothing else, so
 a replica serves 1 / (time of that step) of them a second, no more and no fewer. All of it is on the
@@ -8,6 +8,18 @@ virtual host.
 """
 
 from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from survive.catalog import builtin_root, load_module
 
@@ -51,3 +63,126 @@ def capacity_rps(replicas: int) -> float:
     profile = gpu.Profile()
     assert profile.max_batched_tokens == WORDS
     return replicas * 1000 / float(profile.prefill_ms(WORDS))
+
+
+# ------------------------------------------------------------------- measuring
+
+
+def found(file: Path, *options: str) -> dict[str, Any]:
+    """What ``survive envelope FILE --virtual`` prints as JSON."""
+    with tempfile.TemporaryDirectory(prefix="survive-envelope-") as runs:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "survive",
+                "envelope",
+                str(file),
+                "--virtual",
+                "--format",
+                "json",
+                "--out",
+                runs,
+                *options,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def rps(bound: dict[str, float] | None) -> float | None:
+    return None if bound is None else bound["rps"]
+
+
+def span(values: list[float]) -> str:
+    return f"{min(values):.0f}..{max(values):.0f}" if values else "none"
+
+
+def capacities(folder: Path, seeds: int) -> Iterator[str]:
+    """Bounds of both kinds of arrivals for one, two and three replicas."""
+    yield "| replicas | capacity | arrivals | seeds | survives at ≥ | fails at ≤ | holds it |"
+    yield "|---:|---:|---|---:|---|---|---:|"
+    file = folder / "known.survive.yaml"
+    file.write_text(scenario(seconds=10), encoding="utf-8")
+    for replicas in (1, 2, 3):
+        for arrivals in ("uniform", "poisson"):
+            lows, highs, held = [], [], 0
+            truth = capacity_rps(replicas)
+            for seed in range(1, seeds + 1):
+                sets = (f"target.services.inference.replicas={replicas}", f"seed={seed}")
+                sets += (f"load.arrivals={arrivals}",)
+                options = [word for one in sets for word in ("--set", one)]
+                one = found(file, *options, "--from", f"{replicas}x")["envelopes"][0]
+                low, high = rps(one["survives"]), rps(one["fails"])
+                lows += [low] if low is not None else []
+                highs += [high] if high is not None else []
+                # Its own resolution in ten seconds: a queue that grows by 1 % is too short to see.
+                held += low is not None and high is not None and low <= truth * 1.01 <= high * 1.02
+            row = (replicas, f"{truth:.1f}/s", arrivals, seeds, span(lows), span(highs))
+            yield "| " + " | ".join(map(str, (*row, f"{held} of {seeds}"))) + " |"
+
+
+def one_less(folder: Path, seeds: int) -> Iterator[str]:
+    """Three replicas, one lost: two thirds are left."""
+    yield "| seed | with the fault | without | the fault costs |"
+    yield "|---:|---|---|---|"
+    file = folder / "lost.survive.yaml"
+    file.write_text(scenario(faults=True), encoding="utf-8")
+    for seed in range(1, seeds + 1):
+        document = found(file, "--headroom", "--from", "2x", "--set", f"seed={seed}")
+        bounds = [f"{rps(e['survives'])}..{rps(e['fails'])}/s" for e in document["envelopes"]]
+        cost = document["cost_of_faults"]
+        said = "not known" if cost is None else f"{cost['low']:.0%}..{cost['high']:.0%}"
+        yield f"| {seed} | {' | '.join(bounds)} | {said} |"
+
+
+def weaknesses() -> Iterator[str]:
+    """Every planted weakness in a scenario that finds it, beside the sound stack."""
+    yield "| scenario | sound | weakness | with it |"
+    yield "|---|---|---|---|"
+    for file in sorted((builtin_root() / "scenarios").glob("*.survive.yaml")):
+        written = yaml.safe_load(file.read_text(encoding="utf-8"))
+        kills = written.get("kills", {})
+        profile = ("--profile", "exam") if "exam" in written.get("profiles", {}) else ()
+        options = (*profile, "--resolution", "20%", "--to", "8x")
+        sound = _told(found(file, *options)) if kills else ""
+        for weakness in kills:
+            weak = _told(found(file, *options, "--set", f"target.weaknesses=[{weakness}]"))
+            yield f"| {written['name']} | {sound} | `{weakness}` | {weak} |"
+
+
+def _told(document: dict[str, Any]) -> str:
+    one = document["envelopes"][0]
+    low, high = one["survives"], one["fails"]
+    broken = one["limits"][0]["name"] if one["limits"] else ""
+    first = f" ({broken})" if broken else ""
+    if low is None:
+        return f"fails at {high['factor']:g}x{first}" if high else "undecided"
+    return f"{low['factor']:g}x..{high['factor']:g}x{first}" if high else f"≥ {low['factor']:g}x"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--only", choices=["capacities", "one_less", "weaknesses"])
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="survive-envelope-") as scratch:
+        folder = Path(scratch)
+        os.environ.setdefault("XDG_STATE_HOME", scratch)
+        parts = {
+            "capacities": capacities(folder, asked.seeds),
+            "one_less": one_less(folder, asked.seeds),
+            "weaknesses": weaknesses(),
+        }
+        for name, lines in parts.items():
+            if asked.only in {None, name}:
+                print(f"\n{name}\n")
+                for line in lines:
+                    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -34,6 +34,11 @@ _CELL_STYLE = {Word.SURVIVED: "", Word.INCONCLUSIVE: "yellow", Word.FAILED: "bol
 _ORDER = (Word.SURVIVED, Word.INCONCLUSIVE, Word.FAILED)
 _HEAD = 36  # factor, rate, runs and finding
 _COLUMN = (9, 16)  # least and greatest width of an objective
+_ENDED = {
+    "runs": "no more runs were allowed (--max-runs): the bounds may be further apart",
+    "interrupted": "interrupted: this is what is known so far",
+    "stopped": "the last run ended in a way after which no other is begun; see above",
+}
 _BROKEN_MOST = 6  # cells; all are in envelope.json
 
 
@@ -113,7 +118,7 @@ class EnvelopeReport:
             column = min(_COLUMN[1], max([_COLUMN[0], *(cell_len(n) + 1 for n in names)]))
             fit = max(1, (self.width - head) // (column + 1))
             block, names = names[:fit], names[fit:]
-            yield self._heads(block, column, whole=first)
+            yield from self._heads(envelope, block, column, whole=first)
             for level in envelope.levels:
                 yield self._row(level, block, column, whole=first)
             first = False
@@ -125,10 +130,23 @@ class EnvelopeReport:
     def _title(self, name: str, beside: str) -> Text:
         return Text.assemble((name.upper(), "bold"), (f"  {beside}" if beside else "", FAINT))
 
-    def _heads(self, block: Sequence[str], column: int, *, whole: bool) -> Text:
+    def _heads(
+        self, envelope: Envelope, block: Sequence[str], column: int, *, whole: bool
+    ) -> Iterator[Text]:
+        """The names of the columns, and below them the limits."""
         line = f"  {'load':<8}" + (f"{'rate':>9}  {'runs':>4}  {'found':<9}  " if whole else "")
-        names = (fill(" " + self.glyphs.short(name, column - 1), column + 1) for name in block)
-        return Text(line + "".join(names), FAINT)
+        limits = [self._limit(envelope, name) for name in block]
+        for before, texts in ((line, block), (" " * len(line), limits)):
+            shown = (self.glyphs.short(text, column - 1) for text in texts)
+            yield Text(before + "".join(fill(f" {text}", column + 1) for text in shown), FAINT)
+
+    def _limit(self, envelope: Envelope, name: str) -> str:
+        cells = (cell for level in envelope.levels for cell in _cells(level))
+        return next(self._bound(cell) for cell in cells if cell.name == name)
+
+    def _bound(self, cell: Cell) -> str:
+        sign = self.glyphs.at_least if cell.bound == "min" else self.glyphs.at_most
+        return f"{sign} {words.quantity(cell.limit, cell.unit)}"
 
     def _row(self, level: Level, block: Sequence[str], column: int, *, whole: bool) -> Text:
         line = Text(f"  {_times(level):<8}")
@@ -149,14 +167,12 @@ class EnvelopeReport:
             return
         yield from (Text(), self._title("breaks first", f"at {self._load(high)}"))
         for cell in envelope.limits[:_BROKEN_MOST]:
-            sign = self.glyphs.at_least if cell.bound == "min" else self.glyphs.at_most
-            limit = words.quantity(cell.limit, cell.unit)
             before = next((c for c in (_cells(low) if low else []) if _same(c, cell)), None)
             beside = f"; {observed_text(before)} at {_times(low)}" if before and low else ""
             whom = f" {cell.request}" if cell.request else ""
             yield from self._said(
                 f"{cell.name}{whom}, {cell.window}: {cell.metric} {observed_text(cell)}, "
-                f"limit {sign} {limit}{beside}",
+                f"limit {self._bound(cell)}{beside}",
                 indent="  ",
             )
         if len(envelope.limits) > _BROKEN_MOST:
@@ -166,8 +182,8 @@ class EnvelopeReport:
 
     def _notes(self, envelope: Envelope) -> Iterator[Text]:
         notes = [*self._disagreements(envelope), *self._unknown(envelope)]
-        if self.found.ended == "runs":
-            notes.append("no more runs were allowed (--max-runs): the bounds may be further apart")
+        if self.found.ended in _ENDED and envelope is self.found.envelopes[-1]:
+            notes.append(_ENDED[self.found.ended])
         if notes:
             yield from (Text(), self._title("also", ""))
         for note in notes:
@@ -209,8 +225,8 @@ class EnvelopeReport:
         survives = f"survives at {at_least} {self._load(low)}" if low else "survived at no load"
         if high is not None:
             broken = dict.fromkeys(cell.name for cell in envelope.limits)
-            first = f"; {next(iter(broken))} breaks first" if broken else ""
-            return f"{survives}, fails at {at_most} {self._load(high)}{first}"
+            first = f"{next(iter(broken))} breaks first" if broken else high.told.why
+            return f"{survives}, fails at {at_most} {self._load(high)}; {first}"
         if harness is not None:
             return (
                 f"{survives}; at {self._load(harness)} the harness is the limit, and where the "
