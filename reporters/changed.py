@@ -33,7 +33,7 @@ def sentence(comparison: Comparison) -> str:
     runs = f"{sides} runs"
     if comparison.change is Change.UNDECIDED:
         why = mine[0].why if mine else "there is no cell that both sides have"
-        return f"{head}{len(mine)} of {cells}: {why}"
+        return f"{head}{why} ({len(mine)} of {cells})"
     if comparison.change is Change.ALIKE:
         level = words.share(comparison.alpha)
         return f"{head}none of {cells} is worse or better at {level}, {runs}"

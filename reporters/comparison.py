@@ -23,6 +23,7 @@ NARROWEST, WIDEST = 60, 140
 _FAINT = "bright_black"
 _WINDOW = 16  # cells that the name of a window may claim before a column is given up
 _NAME = 18  # of a fault, and of a request with its series
+_MEASURE = 15
 _PAIR = 13  # two percentiles and what is between them
 _FARTHEST = 26  # least room in which the largest shift of a row is worth a column
 _STYLE = {
@@ -102,11 +103,12 @@ class Page:
     def _measures(self) -> Iterator[Text]:
         for of, group in groupby(self.comparison.measures, key=lambda measure: measure.of):
             for index, one in enumerate(group):
-                label = self.glyphs.short("" if index else of, _NAME)
-                name = f"{changed.measure_name(one):<16}"
-                yield Text.assemble(
-                    f"  {fill(label, _NAME)}  ", (name, _FAINT), f"  {changed.of_measure(one)}"
-                )
+                label = fill(self.glyphs.short("" if index else of, _NAME), _NAME)
+                name = f"{changed.measure_name(one):<{_MEASURE}}"
+                indent = 2 + _NAME + 2 + _MEASURE + 2
+                for piece in self._wrapped(changed.of_measure(one), indent):
+                    yield Text.assemble(f"  {label}  ", (name, _FAINT), f"  {piece}")
+                    label, name = " " * _NAME, " " * _MEASURE
 
     def _spectra(self) -> Iterator[Text]:
         rows = self.comparison.spectra

@@ -73,7 +73,7 @@ def given_in(name: str, folder: Path) -> Given:
         try:
             episodes.append(_episode(one))
         except (RecordError, ScenarioError) as error:
-            out.append(LeftOut(str(one), error.lines()[0]))
+            out.append(LeftOut(str(one), error.lines()[0].replace(f"{one}/", "")))
     return Given(name, episodes, out)
 
 

@@ -185,7 +185,7 @@ def _notes(base: Given, new: Given, old: Given, fresh: Given) -> Iterator[str]:
         yield "other seeds: arrivals and victims were drawn anew"
     folders = [{e.folder.resolve() for e in side.episodes} for side in (old, fresh)]
     if same := folders[0] & folders[1]:
-        yield f"on both sides are {len(same)} of the runs"
+        yield f"runs that are on both sides: {len(same)}"
 
 
 # -------------------------------------------------------------------------------------- cells

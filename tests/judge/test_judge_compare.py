@@ -268,7 +268,7 @@ def test_a_run_beside_itself_differs_in_nothing(sample):
     assert {c.moved.by for c in found.cells} <= {0, None}
     assert {m.moved.by for m in found.measures} <= {0, None}
     assert all(s.largest is None and s.base == s.new for s in found.spectra)
-    assert "on both sides are 1 of the runs" in found.notes
+    assert "runs that are on both sides: 1" in found.notes
 
 
 def test_histograms_beside_each_other_count_failures_as_infinity(sample, tmp_path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 
 from survive.catalog import builtin_root, load_module
@@ -13,7 +15,8 @@ from survive.cli import cli
 from survive.errors import ExitCode, RecordError, UsageError
 from survive.host.diff import given_in, runs_in
 from survive.judge.compare import compare
-from survive.judge.comparison import Comparison
+from survive.judge.comparison import Comparison, Values
+from survive.judge.conditions import ACCEPTABLE
 
 # Short and with one judged cell, so that three runs a side decide.
 SCENARIO = """\
@@ -132,11 +135,32 @@ def test_the_page_fits_its_console_whatever_it_can_show(
 ) -> None:
     reporters = builtin_root() / "reporters"
     glyphs = load_module(reporters / "glyphs.py").glyphs_for(encoding)
-    page = load_module(reporters / "comparison.py").Page(found, width, glyphs)
-    lines = [line.plain.rstrip() for line in page.lines()]
-    assert max(map(len, lines)) <= width
-    assert lines[0] == "survive diff chats" and any(line.startswith("WORSE") for line in lines)
-    "\n".join(lines).encode(encoding)
+    for one in (found, _crowded(found)):
+        page = load_module(reporters / "comparison.py").Page(one, width, glyphs)
+        lines = [line.plain.rstrip() for line in page.lines()]
+        assert max(map(len, lines)) <= width
+        assert lines[0] == "survive diff chats" and any(line.startswith("WORSE") for line in lines)
+        "\n".join(lines).encode(encoding)
+
+
+def _crowded(found: Comparison) -> Comparison:
+    """Long names and long numbers."""
+    cells = [replace(c, name="n" * 90, request="r" * 40, window="w" * 70) for c in found.cells]
+    measures = [
+        replace(
+            m, of="f" * 50, unit="share", base=Values((0.1234,), 0.1234567), new=Values((), 1e-5)
+        )
+        for m in found.measures
+    ]
+    spectra = [replace(s, request="r" * 40, window="w" * 200) for s in found.spectra]
+    return replace(
+        found, cells=(*cells, *found.cells), measures=tuple(measures), spectra=tuple(spectra)
+    )
+
+
+def test_what_can_be_accepted_is_what_the_command_line_takes() -> None:
+    option = next(o for o in cli.commands["diff"].params if o.name == "accept")
+    assert isinstance(option.type, click.Choice) and tuple(option.type.choices) == ACCEPTABLE
 
 
 def test_markdown_is_made_of_whole_tables(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
