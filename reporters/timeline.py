@@ -108,7 +108,6 @@ class Timeline:
         return {
             window.fault: Band.actual(window, reports[window.fault])
             for window in self.record.plan.faults
-            if window.fault in reports
         }
 
     def _faults(self) -> None:
