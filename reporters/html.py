@@ -184,16 +184,21 @@ class _Page:
     # ----------------------------------------------------------------- faults
 
     def _timeline(self) -> Iterator[Markup]:
-        yield Timeline(self.record, self.verdict, self.measured).picture()
-        if self.record.plan.faults:
-            yield tag(
-                "p",
-                "Of each fault: dashed frame = planned, bar = from inject to heal, thick line = "
-                "seen active, dotted line = time it has to recover, upright green mark = back. Its "
-                "band runs through all strips. Requests stand at their intended start; more "
-                "of them are a stronger blue. Red along the top: the share that failed.",
-                class_="faint",
-            )
+        timeline = Timeline(self.record, self.verdict, self.measured)
+        yield timeline.picture()
+        of_faults = (
+            "Of each fault: dashed frame = planned, bar = from inject to heal, thick line = seen "
+            "active, dotted line = time it has to recover, upright green mark = back. Its band "
+            "runs through all strips. "
+        )
+        of_requests = (
+            "Requests stand at their intended start; more of them are a stronger blue. Red along "
+            "the top: the share that failed."
+        )
+        faulted = bool(self.record.plan.faults)
+        yield tag("p", of_faults * faulted + of_requests, class_="faint")
+        if left_out := timeline.without_strip():
+            yield tag("p", f"No room above for: {', '.join(left_out)}.", class_="faint")
 
     def _faults(self) -> Iterator[Markup]:
         for fault in self.verdict.faults:

@@ -57,7 +57,7 @@ class Timeline:
         self._faults()
         self._strips_from = self.y
         self._rates()
-        for strip in self._heats():
+        for strip in self._heats()[:HEATS]:
             self._heat(*strip)
         self._success()
         told = seen(self.record.events)
@@ -249,14 +249,20 @@ class Timeline:
 
     # ------------------------------------------------------------------- heat
 
-    def _heats(self) -> Iterator[tuple[str, Series, int, list[Cell]]]:
+    def without_strip(self) -> list[str]:
+        """Times for which there is no room."""
+        return [title for title, *_ in self._heats()[HEATS:]]
+
+    def _heats(self) -> list[tuple[str, Series, int, list[Cell]]]:
         """(title, series, kind, limits): every time that is limited, else the latency of a kind."""
         kinds = self.record.plan.kinds
         limited = limited_times(self.verdict, kinds)
         known = {kind for _, kind in limited}
         rest = [(Series.LATENCY, kind) for kind in range(len(kinds)) if kind not in known]
-        for series, kind in [*limited, *rest][:HEATS]:
-            yield f"{series} of {kinds[kind]}", series, kind, limited.get((series, kind), [])
+        return [
+            (f"{series} of {kinds[kind]}", series, kind, limited.get((series, kind), []))
+            for series, kind in [*limited, *rest]
+        ]
 
     def _heat(self, title: str, series: Series, kind: int, cells: list[Cell]) -> None:
         heat = self.measured.heat(series, [kind], _ROWS, [cell.limit for cell in cells])

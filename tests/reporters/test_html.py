@@ -389,6 +389,19 @@ def test_more_than_fits_is_said_to_be_missing(tmp_path):
     assert len(text) <= 250_000
 
 
+def test_what_has_no_strip_is_named(tmp_path):
+    names = ("chat", "search", *(f"kind-{k}" for k in range(6)))
+    shares = dict.fromkeys(names, 1 / len(names))
+    wanted = scenario(
+        phases=(phase("main", 0, 30, 40, shares=shares),), faults=(), objectives=(ANSWERS, FAST)
+    )
+    asked = {n: wanted.requests.get(n, wanted.requests["search"]) for n in names}
+    asked = {n: replace(kind, name=n, share=1 / len(names)) for n, kind in asked.items()}
+    record, verdict = story(tmp_path, scenario=replace(wanted, requests=asked))
+    said = parsed(rendered(record, verdict)).said
+    assert "No room above for: latency of kind-4, latency of kind-5." in said
+
+
 def test_it_is_a_reporter_and_its_helpers_are_none():
     names = Catalog(plugins=False).reporter_names()
     assert "html" in names
