@@ -186,6 +186,8 @@ def remarks(comparison: Comparison, glyphs: Glyphs = UNICODE) -> Iterator[str]:
     for one in comparison.differences:
         said = "taken for the same, as asked" if one.accepted else "not the same"
         yield f"{one.what}: {one.base or 'none'} and {one.new or 'none'}, {said}"
+    if comparison.tolerated:
+        yield f"worse by up to {words.share(comparison.tolerated)} was tolerated, as asked"
     yield from comparison.notes
     if most := max(comparison.spectra, key=_size, default=None):
         place = f"{most.request} {most.series} during {most.window}"

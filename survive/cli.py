@@ -357,9 +357,14 @@ def report(
     type=click.Choice(["target", "machine", "version", "grade", "lanes"]),
     help="Judge although this differs.",
 )
-def diff(
-    base: Path, new: Path, form: str, *, fail_on_regression: bool, accept: tuple[str, ...]
-) -> ExitCode:
+@click.option(
+    "--tolerate",
+    default="0%",
+    show_default=True,
+    metavar="SHARE",
+    help="Call nothing worse that is worse by no more than this.",
+)
+def diff(base: Path, new: Path, **asked: Any) -> ExitCode:
     """Compare NEW with BASE, cell by cell: is it worse than before?
 
     Each is a run directory, or what `run --repeat N --out DIR` wrote into. Below three runs a side
@@ -367,7 +372,7 @@ def diff(
     """
     from survive.host.diff import diff_runs
 
-    return diff_runs(base, new, form=form, fail_on_regression=fail_on_regression, accept=accept)
+    return diff_runs(base, new, **asked)
 
 
 @cli.command()

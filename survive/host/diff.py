@@ -16,13 +16,24 @@ from survive.judge.judge import judge
 from survive.record.reader import Record
 from survive.record.writer import PLAN
 from survive.scenario.loader import load_stored
+from survive.units import UnitError, share
 
 
 def diff_runs(
-    base: Path, new: Path, *, form: str, fail_on_regression: bool, accept: Sequence[str]
+    base: Path,
+    new: Path,
+    *,
+    form: str,
+    fail_on_regression: bool,
+    accept: Sequence[str],
+    tolerate: str,
 ) -> ExitCode:
     """Judge the runs of both sides afresh, compare, show. Writes nothing."""
-    comparison = compare(given_in("base", base), given_in("new", new), accept)
+    try:
+        margin = share(tolerate)
+    except UnitError as error:
+        raise UsageError(f"--tolerate: {error}") from None
+    comparison = compare(given_in("base", base), given_in("new", new), accept, tolerate=margin)
     _show(comparison, form)
     return comparison.exit_code(fail_on_regression=fail_on_regression)
 

@@ -34,6 +34,7 @@ _SEED = 6  # of the relabellings that are drawn; any number would do
 _EXACT = 50  # episodes a side up to which the rank sum's law is counted out
 _Z = 1.6448536269514722  # of ALPHA, for more
 _ROUNDING = 1e-9
+_AT_ONCE = 1000  # relabellings, so that many episodes fit into memory
 _MOST_SIDE = 1000  # as many as `run --repeat` can make
 
 Labels = npt.NDArray[np.bool_]  # relabelling × episode: is it "new"? The first is the real one
@@ -100,13 +101,17 @@ def examined(base: Sequence[Sequence[float]], new: Sequence[Sequence[float]]) ->
     values = np.array([[*b, *n] for b, n in zip(base, new, strict=True)], dtype=np.float64)
     scores = np.array([_centred_ranks(row) for row in values])
     dealt = labels(old, fresh)
-    sums = dealt.astype(np.float64) @ scores.T  # relabelling × cell
+    sums = np.concatenate([dealt[at : at + _AT_ONCE] @ scores.T for at in _steps(len(dealt))])
     worse, better = _chances(sums), _chances(-sums)
     known = ~np.isnan(values)
     counts = zip(known[:, :old].sum(axis=1), known[:, old:].sum(axis=1), strict=True)
     least = [_least_p(int(b), int(n), len(dealt)) for b, n in counts]
     decidable = _decidable(_each_p(sums), least)
     return [Tested(*found) for found in zip(worse, better, decidable, strict=True)]
+
+
+def _steps(length: int) -> range:
+    return range(0, length, _AT_ONCE)
 
 
 def _centred_ranks(values: F64) -> F64:

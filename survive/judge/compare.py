@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from survive.errors import ExitCode, RecordError
@@ -93,17 +93,20 @@ class Given:
     left_out: Sequence[LeftOut] = ()
 
 
-def compare(base: Given, new: Given, accept: Sequence[str] = ()) -> Comparison:
+def compare(
+    base: Given, new: Given, accept: Sequence[str] = (), *, tolerate: float = 0.0
+) -> Comparison:
     """Compare two sides. RecordError if they did not do the same, or if one has no basis.
 
-    ``accept``: conditions (of ACCEPTABLE) whose difference is taken for none.
+    ``accept``: conditions (of ACCEPTABLE) whose difference is taken for none. ``tolerate``: a share
+    of its badness (see `_badness`) by which a cell may be worse and is not called so.
     """
     old, fresh = _fit(base), _fit(new)
     _check_same(old, fresh)
     differences = differing(ACCEPTABLE, _conditions(old), _conditions(fresh), accept)
     pairs, one_sided = _pairs(old.episodes, fresh.episodes)
     pairs += _stopped(old.episodes, fresh.episodes)
-    cells = tuple(_changes(pairs, _blocked(differences), len(fresh.left_out)))
+    cells = tuple(_changes(pairs, _blocked(differences), len(fresh.left_out), tolerate))
     words = {cell.change for cell in cells}
     return Comparison(
         scenario=old.episodes[0].scenario.name,
@@ -115,6 +118,7 @@ def compare(base: Given, new: Given, accept: Sequence[str] = ()) -> Comparison:
         cells=cells,
         measures=tuple(_measures(_whole(old), _whole(fresh))),
         spectra=tuple(_spectra(_whole(old), _whole(fresh))),
+        tolerated=tolerate,
     )
 
 
@@ -200,16 +204,15 @@ class _Pair:
     base: tuple[Cell | None, ...]
     new: tuple[Cell | None, ...]
 
-    @property
-    def values(self) -> tuple[list[float], list[float]]:
-        """Of both sides, more being worse; NaN = not measured."""
-        sign = -1.0 if self.sample.bound == "min" else 1.0
-        return _signed(self.base, sign), _signed(self.new, sign)
+    def values(self, tolerate: float = 0.0) -> tuple[list[float], list[float]]:
+        """The badness of both sides; that of the new one without what is tolerated."""
+        old, fresh = ([_badness(c) for c in side] for side in (self.base, self.new))
+        return old, [value / (1 + tolerate) for value in fresh]
 
     @property
     def measured(self) -> tuple[int, int]:
         """Episodes with a value on both sides."""
-        old, fresh = (sum(not math.isnan(v) for v in side) for side in self.values)
+        old, fresh = (sum(v is not None for v in _observed(s)) for s in (self.base, self.new))
         return old, fresh
 
     @property
@@ -218,8 +221,17 @@ class _Pair:
         return min(self.measured) >= LEAST
 
 
-def _signed(cells: Sequence[Cell | None], sign: float) -> list[float]:
-    return [math.nan if v is None else sign * float(v) for v in _observed(cells)]
+def _badness(cell: Cell | None) -> float:
+    """More is worse, 0 is best; NaN = not measured. What has to be low, the share that is missing,
+    or the time that one takes where so many a second are wanted."""
+    if cell is None or cell.observed is None:
+        return math.nan
+    value = float(cell.observed)
+    if cell.bound == "max":
+        return value
+    if cell.unit == "share":
+        return 1 - value
+    return 1 / value if value > 0 else math.inf
 
 
 def _pairs(base: Sequence[Episode], new: Sequence[Episode]) -> tuple[list[_Pair], list[str]]:
@@ -296,11 +308,12 @@ def _unproven(cell: Cell, verdict: Verdict) -> bool:
     return kind in {"fault", "recovery"} and not (bit and (gone or kind == "fault"))
 
 
-def _changes(pairs: Sequence[_Pair], blocked: str, left_out: int) -> Iterator[CellChange]:
+def _changes(
+    pairs: Sequence[_Pair], blocked: str, left_out: int, tolerate: float
+) -> Iterator[CellChange]:
     """``left_out``: runs of the new side that nobody knows what they would have shown."""
     testable = [pair for pair in pairs if pair.testable and not blocked]
-    sides = zip(*(pair.values for pair in testable), strict=True)
-    outcomes = iter(examined(*sides) if testable else ())
+    outcomes = iter(_examined(testable, tolerate))
     for pair in pairs:
         one = next(outcomes) if pair.testable and not blocked else None
         change, why = (
@@ -309,6 +322,22 @@ def _changes(pairs: Sequence[_Pair], blocked: str, left_out: int) -> Iterator[Ce
             else _word(pair, one, left_out, len(testable))
         )
         yield _change(pair, change, why, one)
+
+
+def _examined(pairs: Sequence[_Pair], tolerate: float) -> list[Tested]:
+    """Worse by more than is tolerated; better by anything."""
+
+    def with_margin(margin: float) -> list[Tested]:
+        sides = [pair.values(margin) for pair in pairs]
+        return examined([old for old, _ in sides], [fresh for _, fresh in sides])
+
+    if not pairs:
+        return []
+    found = with_margin(0.0)
+    if not tolerate:
+        return found
+    within = with_margin(tolerate)
+    return [replace(one, better=plain.better) for one, plain in zip(within, found, strict=True)]
 
 
 def _too_few(pair: _Pair, cells: int) -> str:

@@ -128,6 +128,7 @@ class Comparison:
     measures: tuple[Measure, ...]
     spectra: tuple[Spectra, ...]
     alpha: float = ALPHA
+    tolerated: float = 0.0  # share of its badness by which a cell may be worse
     version: int = 1
 
     def to_json(self) -> dict[str, Json]:

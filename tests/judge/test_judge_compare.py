@@ -114,6 +114,23 @@ def test_several_runs_have_the_interval_between_them(sample):
     assert moved.confidence == pytest.approx(0.9, abs=0.01)
 
 
+@pytest.mark.parametrize(("margin", "word"), [(0.0, WORSE), (0.1, WORSE), (0.5, ALIKE)])
+def test_what_is_tolerated_is_not_called_worse(sample, margin, word):
+    first = ("fast", "chat", "steady")
+    old = [episode(sample, n, {first: 100.0 + n}) for n in range(5)]
+    new = [episode(sample, n + 9, {first: 130.0 + n}) for n in range(5)]
+    found = compare(Given("base", old), Given("new", new), tolerate=margin)
+    assert change_of(found, first).change is word and found.tolerated == margin
+    back = compare(Given("base", new), Given("new", old), tolerate=margin)
+    assert change_of(back, first).change is BETTER
+    shares = compare(
+        side(sample, "base", [0.98 + n / 1e4 for n in range(5)]),
+        side(sample, "new", [0.974 + n / 1e4 for n in range(5)], 9),
+        tolerate=margin,
+    )
+    assert change_of(shares).change is word  # 2.6 % missing, was 2 %: 30 % worse
+
+
 def test_two_sides_exchanged_say_the_opposite(sample):
     there, back = five(sample, GOOD, BAD), five(sample, BAD, GOOD)
     mirror = {WORSE: BETTER, BETTER: WORSE, ALIKE: ALIKE}
