@@ -7,7 +7,9 @@ made and that goes with it, never in the host's tables.
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, ClassVar, Protocol
 
 from survive.contracts import Grade, HandleSpec, Injection, Needs
@@ -16,7 +18,8 @@ from survive.transport import Broken
 
 from .common import Common, mark
 
-_PACKAGES = {"iptables-restore": "iptables", "tc": "iproute2"}
+_FILTERS = "iptables-restore"
+_PACKAGES = {_FILTERS: "iptables", "tc": "iproute2"}
 CALL_S = 0.4  # two calls fit in a look (1 s)
 
 
@@ -61,6 +64,20 @@ class Isolated(Protocol):
     peer: Inside  # a caller's, of load the host's; of a replica the name server's
 
 
+@cache
+def _no_filters() -> str:
+    """Why rules cannot be set, in a throw-away namespace; "" if they can."""
+    rules = "*filter\n-A INPUT -p tcp -j REJECT --reject-with tcp-reset\nCOMMIT\n"
+    argv = ["unshare", "--net", "--", _FILTERS]
+    try:
+        tried = subprocess.run(
+            argv, input=rules, capture_output=True, text=True, check=False, timeout=CALL_S * 4
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return (tried.stderr.strip() or "it failed") if tried.returncode else ""
+
+
 class InNamespace(Common):
     """Rules that bear their injection, in the namespace of whom they hit."""
 
@@ -68,7 +85,7 @@ class InNamespace(Common):
     layer: ClassVar[str] = "network"
     needs: ClassVar[Needs] = Needs.LINK
     privileges: ClassVar[str] = "root (CAP_NET_ADMIN in the target's own network namespace)"
-    program: ClassVar[str] = "iptables-restore"  # what sets it
+    program: ClassVar[str] = _FILTERS  # what sets it
 
     def check_host(self, settings: Any, here: HandleSpec) -> None:
         """Only what has a namespace of its own, and with the program that sets the rules."""
@@ -79,6 +96,8 @@ class InNamespace(Common):
                 f"{self.kind} needs the program {self.program}",
                 hint=f"apt-get install {_PACKAGES[self.program]}",
             )
+        if settings is None and self.program == _FILTERS and (why := _no_filters()):
+            raise RefusedError(f"{self.kind} needs the kernel's packet filters: {why}")
 
     def preflight(self, settings: Any, victims: Sequence[HandleSpec]) -> list[HandleSpec]:
         """Every victim. Raises RefusedError unless each has its own namespace."""
