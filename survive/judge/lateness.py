@@ -106,7 +106,7 @@ class Lateness:
         joined = _joined(lags.get((place.segment, place.crossed), []), needs)
         rest = [need.n - taken for need, taken in zip(needs, joined, strict=True)]
         stood = sum(
-            n * self._stood(tally.kind, place, need) for need, n in zip(needs, rest, strict=True)
+            self._stood(tally.kind, place, need, n) for need, n in zip(needs, rest, strict=True)
         )
         return sum(joined) + int(stood)
 
@@ -126,17 +126,19 @@ class Lateness:
             return self._plan.gives_up_after_us or 0
         return self._plan.timeouts_us[kind] if outcome else self._plan.deadline_us(kind)
 
-    def _stood(self, kind: int, place: Place, need: _Need) -> float:
-        """The share of such requests that a stall of the load itself may have made bad."""
+    def _stood(self, kind: int, place: Place, need: _Need, n: int) -> float:
+        """How many of ``n`` such requests a stall of the load itself may have made bad."""
         away, span = self._away, (place.start_us, place.end_us)
         if not away.ever or need.what is Outcome.FAILED:
             return 0.0
         if need.what is None:
             life = (place.start_us, place.end_us + place.limit_us + need.over_us)
-            return away.most(*life) if away.us(*life) >= need.over_us else 0.0
-        time_us = self._time_us(kind, None if need.what is Outcome.EXPIRED else need.what)
+            return n * away.most(*life) if away.us(*life) >= need.over_us else 0.0
+        unsent = need.what is Outcome.EXPIRED
+        time_us = self._time_us(kind, None if unsent else need.what)
         at_end = away.share(span[0] + time_us, span[1] + time_us)
-        return min(at_end, away.share(*span)) if need.what is Outcome.EXPIRED else at_end
+        # All that fell due in a stall longer than its time expired: a share of all, not of those.
+        return min(n, place.n * min(at_end, away.share(*span))) if unsent else n * at_end
 
 
 def _joined(lags: Sequence[tuple[int, int]], needs: Sequence[_Need]) -> list[int]:

@@ -93,6 +93,7 @@ class Place:
     start_us: int
     end_us: int
     limit_us: int
+    n: int  # all of them, good or bad
     not_ok: list[tuple[Outcome, int]]
     over: list[tuple[int, int]]
 
@@ -147,20 +148,21 @@ class Tally:
     def bad_places(self, window: str) -> Iterator[Place]:
         """What went bad in a window, place by place."""
         rows, sets = self._masks(window)
-        not_ok: dict[tuple[int, int], I64] = {}
+        fates: dict[tuple[int, int], I64] = {}
         segments = self._windows.segment_of(self._slice[rows]).tolist()
-        for segment, crossed, bad in zip(
-            segments, self._crossed[rows].tolist(), self._bad[rows], strict=True
+        settled = np.column_stack((self._ok, self._bad))[rows]
+        for segment, crossed, one in zip(
+            segments, self._crossed[rows].tolist(), settled, strict=True
         ):
             place = (segment, crossed)
-            not_ok[place] = not_ok[place] + bad if place in not_ok else bad
+            fates[place] = fates[place] + one if place in fates else one
         over = self._over_by_place(sets)
         starts, ends = self._windows.starts, self._windows.ends
         first_slices = self._windows.first_slice
-        for segment, crossed in sorted(set(not_ok) | set(over)):
+        for (segment, crossed), found in sorted(fates.items(), key=lambda item: item[0]):
             first = int(first_slices[segment])
             last = int(first_slices[segment + 1]) if segment + 1 < len(first_slices) else len(ends)
-            counts = not_ok.get((segment, crossed), np.zeros(len(BAD), dtype=np.int64)).tolist()
+            ok, *counts = found.tolist()
             yield Place(
                 segment,
                 crossed,
@@ -168,6 +170,7 @@ class Tally:
                 int(starts[first]),
                 int(ends[last - 1]),
                 self._limit_us,
+                ok + sum(counts),
                 [(outcome, n) for outcome, n in zip(BAD, counts, strict=True) if n],
                 over.get((segment, crossed), []),
             )
