@@ -369,6 +369,10 @@ def diff(base: Path, new: Path, **asked: Any) -> ExitCode:
 
     Each is a run directory, or what `run --repeat N --out DIR` wrote into. Below three runs a side
     nothing is judged, only shown; five decide for most scenarios. docs/diff.md says how.
+
+    \b
+    exit codes: 0 compared · 2 no runs, or not comparable
+                with --fail-on-regression: 1 something is worse · 3 undecided
     """
     from survive.host.diff import diff_runs
 

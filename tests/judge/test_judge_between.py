@@ -7,6 +7,8 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from survive.judge.between import (
     MOST_LABELS,
@@ -50,6 +52,29 @@ def test_a_p_value_is_the_share_of_relabellings_with_as_high_a_rank_sum(base, ne
         sum(s >= real for s in sums) / len(sums)
     )  # fmt: skip
     assert found.better.alone == pytest.approx(sum(s <= real for s in sums) / len(sums))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 4).flatmap(
+        lambda cells: st.tuples(
+            *(st.lists(st.lists(st.integers(0, 6), min_size=n, max_size=n), min_size=cells,
+                       max_size=cells) for n in (3, 4))
+        )
+    ),
+    st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_among_all_is_never_less_than_alone_and_no_order_matters(sides, dice):
+    base, new = sides
+    found = examined(base, new)
+    assert all(one.worse.alone <= one.worse.among_all + 1e-12 <= 1 + 1e-9 for one in found)
+    runs = [dice.sample(range(len(side[0])), len(side[0])) for side in sides]
+    cells = dice.sample(range(len(base)), len(base))
+    other = examined(
+        *([[side[cell][run] for run in order] for cell in cells]
+          for side, order in zip(sides, runs, strict=True))
+    )  # fmt: skip
+    assert [other[at] for at in range(len(cells))] == [found[cell] for cell in cells]
 
 
 def test_worse_one_way_is_better_the_other_way():
