@@ -70,6 +70,7 @@ def capacity_rps(replicas: int) -> float:
 
 def found(file: Path, *options: str) -> dict[str, Any]:
     """What ``survive envelope FILE --virtual`` prints as JSON."""
+    fixed = ("--virtual", "--format", "json")
     with tempfile.TemporaryDirectory(prefix="survive-envelope-") as runs:
         done = subprocess.run(
             [
@@ -78,9 +79,7 @@ def found(file: Path, *options: str) -> dict[str, Any]:
                 "survive",
                 "envelope",
                 str(file),
-                "--virtual",
-                "--format",
-                "json",
+                *fixed,
                 "--out",
                 runs,
                 *options,

@@ -232,7 +232,7 @@ class EnvelopeReport:
                 f"{survives}; at {self._load(harness)} the harness is the limit, and where the "
                 "target fails is not known"
             )
-        if low is not None and envelope.whole:
+        if low is not None and envelope.whole and self.found.ended == "complete":
             return f"{survives}, the highest load played"
         return f"{survives}; where it fails is not known"
 

@@ -197,7 +197,9 @@ class _Finding:
             ended = self._search(scenario, faults)
             if ended is not None:
                 break
-        code = exit_of(self.found.envelopes[0], self.wanted.least) if ended is None else ended
+        done = self.found.ended == "complete"
+        said = exit_of(self.found.envelopes[0], self.wanted.least, done=done)
+        code = said if ended is None else ended
         self._write(code)
         _show(self.found, self.asked.form)
         return code
@@ -213,6 +215,23 @@ class _Finding:
 
     def _search(self, scenario: Scenario, faults: bool) -> ExitCode | None:
         """One envelope; the code of what ended it early."""
+        try:
+            code = self._levels(scenario, faults)
+        except KeyboardInterrupt:
+            code = ExitCode.INTERRUPTED
+        except SurviveError as error:
+            if not self.played:
+                raise
+            for line in error.lines():
+                click.echo(line, err=True)
+            code = error.exit_code
+        if code is not None:
+            signalled = code in {ExitCode.INTERRUPTED, ExitCode.TERMINATED}
+            self.found = replace(self.found, ended=_INTERRUPTED if signalled else "stopped")
+        return code
+
+    def _levels(self, scenario: Scenario, faults: bool) -> ExitCode | None:
+        """Level by level, until the bounds are near enough; the code of a run that ends it."""
         conditions = self._conditions(scenario)
         already = self.played
         while (load := self.wanted.search.next(self.found.envelopes[-1])) is not None:
@@ -220,19 +239,8 @@ class _Finding:
                 self.found = replace(self.found, ended="runs")
                 return None
             seed = scenario.seed + self.played - already
-            try:
-                code = self._run(scenario, conditions, load, seed, faults=faults)
-            except KeyboardInterrupt:
-                code = ExitCode.INTERRUPTED
-            except SurviveError as error:
-                if not self.played:
-                    raise
-                for line in error.lines():
-                    click.echo(line, err=True)
-                code = error.exit_code
+            code = self._run(scenario, conditions, load, seed, faults=faults)
             if code is not None:
-                signalled = code in {ExitCode.INTERRUPTED, ExitCode.TERMINATED}
-                self.found = replace(self.found, ended=_INTERRUPTED if signalled else "stopped")
                 return code
         return None
 

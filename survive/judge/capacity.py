@@ -177,15 +177,16 @@ def holds(envelope: Envelope, least: Fraction) -> Word:
     return Word.INCONCLUSIVE
 
 
-def exit_of(envelope: Envelope, least: Fraction | None) -> ExitCode:
+def exit_of(envelope: Envelope, least: Fraction | None, *, done: bool = True) -> ExitCode:
     """With a wanted factor: 0 it holds, 1 it does not, 3 undecided.
 
     Else: 0 an interval was found, 1 it failed wherever it was decided, 3 otherwise: where only the
-    harness's ceiling bounds it above, nothing is known of the target's.
+    harness's ceiling bounds it above, nothing is known of the target's. Not ``done``: higher loads
+    were to be played, so that the highest one survived is no answer.
     """
     if least is not None:
         word = holds(envelope, least)
-    elif envelope.whole:
+    elif envelope.whole and (done or envelope.fails is not None):
         word = Word.SURVIVED
     else:
         found = {level.finding for level in envelope.levels}
