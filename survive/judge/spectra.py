@@ -22,6 +22,8 @@ from survive.record.reader import Record
 from survive.record.samples import BAD, Outcome, Series
 from survive.record.table import COLUMN, I64
 
+_ROUNDING = 1e-9
+_Z = 1.6448536269514722  # of 5 % on either side
 _BEYOND = 10  # requests beyond a percentile that may be called the largest shift
 _GRID = [*(percent / 100 for percent in range(1, 100)), 0.999]
 
@@ -56,10 +58,10 @@ class Spectrum:
         """All settled requests."""
         return int(self.count.sum()) + self.infinite
 
-    def quantile_ms(self, share: float, *, beyond: int = 1) -> float | None:
-        """By rank, as HDR tools say it; None with fewer than ``beyond`` requests on a side."""
+    def quantile_ms(self, share: float) -> float | None:
+        """By rank, as HDR tools say it; None if no request lies beyond it."""
         n = self.n
-        if min(share, 1 - share) * n < beyond - 1e-9:
+        if min(share, 1 - share) * n < 1 - _ROUNDING:
             return None
         rank = max(1, math.ceil(round(share * n, 9)))
         if rank > n - self.infinite:
@@ -82,7 +84,8 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class Largest:
-    """The percentile at which two histograms lie farthest apart, by their ratio."""
+    """The percentile at which two histograms lie farthest apart, beyond what their ranks leave
+    open, by the ratio."""
 
     quantile: float
     base_ms: Number
@@ -181,16 +184,29 @@ def _percentiles(spectrum: Spectrum) -> Percentiles:
 
 
 def _largest(base: Spectrum, new: Spectrum) -> Largest | None:
-    """None where too few requests lie beyond any percentile, or where nothing differs."""
+    """None where nothing differs by more than the ranks of either side are unsure of: between two
+    modes a percentile jumps, and that is no shift."""
     found: list[tuple[float, Largest]] = []
     for share in _GRID:
-        old, fresh = (side.quantile_ms(share, beyond=_BEYOND) for side in (base, new))
-        if old is None or fresh is None or old == fresh:
+        old, fresh = (_around(side, share) for side in (base, new))
+        if old is None or fresh is None:
             continue
-        factor = fresh / old
-        size = abs(math.log(factor)) if factor else math.inf
-        found.append((size, Largest(share, number(old), number(fresh), number(factor))))
+        factor = max(fresh[0] / old[2], old[0] / fresh[2])  # between the near ends of both
+        if factor > 1:
+            ratio = number(fresh[1] / old[1])
+            found.append((factor, Largest(share, number(old[1]), number(fresh[1]), ratio)))
     return max(found, key=lambda one: one[0])[1] if found else None
+
+
+def _around(spectrum: Spectrum, share: float) -> tuple[float, float, float] | None:
+    """A percentile between those whose ranks bound it at 90 %; None with too few beyond it."""
+    n = spectrum.n
+    if min(share, 1 - share) * n < _BEYOND:
+        return None
+    unsure = _Z * math.sqrt(share * (1 - share) / n)
+    ends = [spectrum.quantile_ms(share + by) for by in (-unsure, 0.0, unsure)]
+    low, middle, high = (value for value in ends if value is not None)
+    return low, middle, high
 
 
 def number(value: float | None) -> Number:

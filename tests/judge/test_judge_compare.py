@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 from synthetic import FAST, S, Story, scenario
 
@@ -16,6 +17,8 @@ from survive.judge.compare import Episode, Given, compare
 from survive.judge.comparison import Change, LeftOut
 from survive.judge.judge import judge
 from survive.judge.schema import document_schema
+from survive.judge.spectra import Place, Spectrum, beside
+from survive.record.hdr import fold
 
 WORSE, BETTER, ALIKE, UNDECIDED = Change.WORSE, Change.BETTER, Change.ALIKE, Change.UNDECIDED
 
@@ -307,6 +310,19 @@ def test_histograms_beside_each_other_count_failures_as_infinity(sample, tmp_pat
     took = next(m for m in found.measures if m.name == "error_window")
     assert took.base.median == 0 and took.new.median == pytest.approx(6, abs=1)
     assert record.plan.faults[0].inject_us == 20 * S
+
+
+def test_a_jump_between_two_modes_is_no_shift_and_a_shift_is():
+    def side_of(fast, slow, slow_us=400_000):
+        values = fold([*range(8_000, 8_000 + fast), *range(slow_us, slow_us + slow)])
+        return {Place("run", "chat", "ttft"): Spectrum(*map(np.array, values), 0)}
+
+    (jump,) = beside([side_of(500, 490)], [side_of(490, 500)])
+    assert jump.largest is None and jump.base.p50_ms < 10 < 300 < jump.new.p50_ms
+    (shift,) = beside([side_of(500, 490)], [side_of(500, 490, 520_000)])
+    assert shift.largest.quantile > 0.5 and shift.largest.factor == pytest.approx(1.3, rel=0.01)
+    (pooled,) = beside([side_of(250, 245)] * 2, [side_of(500, 490)])
+    assert pooled.base.n == pooled.new.n
 
 
 def test_its_json_is_what_the_schema_says_and_the_same_each_time(sample):
