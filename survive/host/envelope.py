@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -85,10 +84,10 @@ def find_envelope(asked: Asked) -> ExitCode:
             f"the users of {scenario.name} have no rate",
             hint="users ask no faster than they are answered: give the phases `rate:`",
         )
-    wanted = _wanted(asked, scenario)
+    wanted, variants = _wanted(asked, scenario), _variants(asked, scenario)
     folder = new_folder(asked.out / scenario.name / "envelope", scenario.seed)
     finding = _Finding(asked, catalog, wanted, folder, _start(asked, scenario, wanted))
-    return finding.play(_variants(asked, scenario))
+    return finding.play(variants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +152,8 @@ def _variants(asked: Asked, scenario: Scenario) -> list[tuple[bool, Scenario]]:
     """(with its faults, scenario) of each envelope that is asked for."""
     if not asked.without_faults and not asked.headroom:
         return [(True, scenario)]
+    if asked.headroom and not scenario.faults:
+        raise UsageError(f"{scenario.name} has no faults that could cost anything")
     try:
         without = (False, calm(scenario))
     except ValueError as error:
@@ -249,10 +250,9 @@ class _Finding:
         privileged = permitted(
             scenario, self.catalog.fault, flagged=asked.privileged, virtual=asked.virtual
         )
-        told: Mapping[str, str] = {"envelope": self.folder.name}
         workers = Workers(asked.workers)
         return Conditions(
-            self.catalog, self.folder, asked.virtual, privileged, told, workers, Delivery({})
+            self.catalog, self.folder, asked.virtual, privileged, {}, workers, Delivery({})
         )
 
     def _run(
@@ -263,7 +263,8 @@ class _Finding:
         click.echo(f"run {self.played + 1}: {where}, seed {seed}", err=True)
         scaled = with_factor(scenario, load)
         seeded = replace(scaled, seed=seed, raw={**scaled.raw, "seed": seed})
-        episode = run_once(seeded, conditions, make_plan(seeded))
+        told = replace(conditions, asked={"envelope": f"{float(load):.4g}x"})
+        episode = run_once(seeded, told, make_plan(seeded))
         self.played += 1
         if episode.code in ENDS_ALL or episode.verdict is None:
             return episode.code

@@ -161,6 +161,7 @@ def test_no_more_runs_than_allowed(tmp_path: Path, capsys: pytest.CaptureFixture
         (("--to", "20M/s"), "10M/s"),
         (("--at", "2x", "--from", "1x"), "leave"),
         (("--headroom", "--without-faults"), "one of them"),
+        (("--headroom",), "has no faults"),
         (("--resolution", "0.1%"), "finer"),
         (("--resolution", "0.1"), "share"),
         (("--set", "load={phases: [{name: a, users: 5, for: 2s}]}"), "no rate"),
