@@ -130,8 +130,8 @@ def run_scenario(
         raise UsageError("the virtual host has one load and no workers")
     catalog = Catalog(file)
     scenario = load_scenario(file, target=target, sets=sets, profile=profile, catalog=catalog)
-    if scenario.load.closed and workers != Workers():
-        raise UsageError("users are in one load process; `rate:` phases can have workers")
+    if scenario.load.locustfile is not None and workers != Workers():
+        raise UsageError("a locustfile's users are in one load process; others can have workers")
     if virtual and scenario.load.locustfile is not None:
         raise RefusedError(
             f"{scenario.load.locustfile} cannot run in virtual time: Locust's users wait by the "

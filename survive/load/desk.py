@@ -186,7 +186,10 @@ class UsersDesk(Desk):
 
     def hand_out(self) -> None:
         """See Desk."""
-        while (job := self._turns.take(self._now_us(), 0)) is not None:
+        while (now := self._now_us()) <= self.lease_us:
+            job = self._turns.take(now, 0)
+            if job is None:
+                return
             user = self._turns.user_of(job)
             if user not in self._own:
                 self._own[user] = self._new_lane()
@@ -380,10 +383,14 @@ def make_desk(
     plan: Plan, blocks: Iterator[Block], filing: Filing, rules: list[Rule],
     payloads: list[list[bytes]], head_only: list[list[bool]], size: int, lanes: Sequence[DeskLane],
     new_lane: Callable[[], DeskLane], now_us: Callable[[], int], *, secure: bool,
+    part: tuple[int, int] = (0, 1),
 ) -> Desk:  # fmt: skip
-    """The fast one if it was compiled and the plan has requests for it; users have their own."""
+    """The fast one if it was compiled and the plan has requests for it; users have their own.
+
+    ``part``: (worker, workers), of which ``blocks`` are cut down already.
+    """
     if plan.closed:
-        return UsersDesk(Turns(plan, filing), new_lane, now_us)
+        return UsersDesk(Turns(plan, filing, *part), new_lane, now_us)
     ordinary = [
         not (rule.streamed or rule.stream_complete or any(heads))
         for rule, heads in zip(rules, head_only, strict=True)

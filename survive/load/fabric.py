@@ -289,6 +289,13 @@ class _Master:
     def _given_over(self, over: TakeOver | None) -> None:
         if over is None:
             return
+        if over.table is None:
+            print(
+                f"load worker {over.worker} {over.why}; its users went with it",
+                file=sys.stderr,
+                flush=True,
+            )
+            return
         at_s = over.at_us / 1e6
         print(
             f"load worker {over.worker} {over.why}; the others send its part from {at_s:.2f} s on",

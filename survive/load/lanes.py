@@ -87,7 +87,7 @@ class Engine:
         self._desk = make_desk(
             plan, blocks, self.filing, self.rules, self.payloads, self.head_only,
             -(-plan.lanes // workers), self._lanes, self._new_lane, self.now_us,
-            secure=self.secure is not None,
+            secure=self.secure is not None, part=(worker, workers),
         )  # fmt: skip
         self._cursor = self._desk.cursor
         if workers > 1:
@@ -140,7 +140,7 @@ class Engine:
     def restripe(self, at_us: int, table: Table) -> None:
         """Who owns what has changed. From the hub."""
         cursor = self._cursor
-        assert isinstance(cursor, Cursor), "users are not shared out among workers"
+        assert isinstance(cursor, Cursor), "nobody takes over users"
         self._guarded(lambda: cursor.restripe(at_us, table, self.now_us()))()
         self._guarded(self._pace)()
 

@@ -4,10 +4,14 @@ A worker sends only under a lease. It asks twice a second, each answer is good f
 that was not heard of for 2 s has had none for 0.5 s, so its part can be given to others and nothing
 is ever sent twice. A process that is known to be dead needs no waiting. From then on whatever the
 old owner says is not listened to: what it owned and had not reported is lost, to the request.
+
+Users of a closed model go with their worker: nobody else could know what they had asked. One lost
+request stands for each who was there, and from then on they are missing (survive.judge.load).
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +21,7 @@ import numpy as np
 from survive.errors import HarnessError
 from survive.load.core import Filing
 from survive.load.stripes import Ownership, Table, planned_of, without
+from survive.load.users import users_of
 from survive.plan.arrivals import Block
 from survive.plan.model import Plan
 from survive.record.samples import Frame, Series
@@ -28,11 +33,14 @@ NOTICE_US = 120_000  # for the survivors to hear of it before it holds
 
 @dataclass(frozen=True, slots=True)
 class TakeOver:
-    """``worker`` is out; the others own by ``table`` what is intended from ``at_us`` on."""
+    """``worker`` is out; the others own by ``table`` what is intended from ``at_us`` on.
+
+    None: it had users, and nobody takes them over.
+    """
 
     worker: int
     at_us: int
-    table: Table
+    table: Table | None
     why: str
 
 
@@ -111,6 +119,8 @@ class Leases:
         self._workers[worker].out_from_us = at_us
         if not self.living:
             raise HarnessError(f"no load worker is left: worker {worker} {why}")
+        if self._plan.closed:
+            return TakeOver(worker, at_us, None, why)
         table = without(self._ownership.latest, worker)
         self._ownership = self._ownership.changed(at_us, table)
         return TakeOver(worker, at_us, table, why)
@@ -121,7 +131,22 @@ class Leases:
             at_us = worker.out_from_us
             if at_us is not None and now_us >= at_us and not worker.closed:
                 worker.closed = True
-                yield self._lost(number, (1 << 62) if self._stopped else at_us, now_us)
+                if self._plan.closed:
+                    yield self._gone(number, now_us)
+                else:
+                    yield self._lost(number, (1 << 62) if self._stopped else at_us, now_us)
+
+    def _gone(self, number: int, now_us: int) -> Frame:
+        """One request of each kind's share for each of its users who was there."""
+        plan, filing = self._plan, Filing(self._plan)
+        at_us = min(now_us - NOTICE_US, plan.end_us - 1)
+        users = users_of(plan, filing, number, len(self._workers))
+        there = sum(user.here(at_us) for user in users)
+        where = filing.slice_of(at_us)
+        shares = next(p for p in plan.phases if at_us < p.end_us).shares
+        for kind in plan.kinds:  # rounded up: a kind that was asked is not all known any more
+            filing.lose(where, kind, math.ceil(there * shares[kind]))
+        return filing.cut(now_us)
 
     def _lost(self, number: int, until_us: int, now_us: int) -> Frame:
         """Planned before its end, and no fate of it reported. HarnessError if it reported more."""

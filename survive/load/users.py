@@ -102,18 +102,20 @@ class User:
         self._rows = [int(word) >> 32 for word in bits(self._seed, _ROW, place, _TURNS)]
 
 
-def users_of(plan: Plan, filing: Filing) -> list[User]:
-    """Everybody who is ever there, by number; nobody in an open model."""
-    return [User(plan, filing, number) for number in range(plan.most_users)]
+def users_of(plan: Plan, filing: Filing, worker: int = 0, workers: int = 1) -> list[User]:
+    """Everybody who is ever there, by number; nobody in an open model. Of several workers each has
+    every so-manieth, for good: nobody can take over in the middle of a question."""
+    return [User(plan, filing, number) for number in range(worker, plan.most_users, workers)]
 
 
 class Turns:
     """Whose turn it is: a Cursor of those who think. Nobody waits in line, so nothing expires."""
 
-    def __init__(self, plan: Plan, filing: Filing) -> None:
-        self._users = users_of(plan, filing)
+    def __init__(self, plan: Plan, filing: Filing, worker: int = 0, workers: int = 1) -> None:
+        self._most = plan.most_users
+        self._users = {user.number: user for user in users_of(plan, filing, worker, workers)}
         self._waiting: list[tuple[int, int, Job]] = []
-        for user in self._users:
+        for user in self._users.values():
             self._ask_next(user, 0)
 
     def next_due_us(self) -> int | None:
@@ -132,11 +134,11 @@ class Turns:
 
     def user_of(self, job: Job) -> int:
         """The number of who asks."""
-        return job.number % len(self._users)
+        return job.number % self._most
 
     def present(self, t_us: int) -> int:
         """How many are there."""
-        return sum(user.here(t_us) for user in self._users)
+        return sum(user.here(t_us) for user in self._users.values())
 
     def expire(self, now_us: int) -> None:
         """Nothing waits but for its own user."""

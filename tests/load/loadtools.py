@@ -288,9 +288,10 @@ class Server:
     """Says ok, and counts what reaches it."""
 
     def __init__(self) -> None:
-        self.heard = 0
+        self.heard = self.connections = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         while await read_request(reader):
             self.heard += 1
             writer.write(answer(b"ok"))

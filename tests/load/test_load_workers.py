@@ -8,6 +8,7 @@ import functools
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 
@@ -21,11 +22,13 @@ from loadtools import (
     planned,
     raw_server,
 )
+from test_load_users import users_plan
 
 from survive.chaos import processes
 from survive.plan.model import Plan
 from survive.record.samples import Outcome, Series
-from survive.units import SECOND
+from survive.scenario.model import Users
+from survive.units import MS, SECOND
 
 
 def synchronous(test: Callable[[Path], Coroutine[None, None, None]]) -> Callable[[Path], None]:
@@ -44,7 +47,7 @@ async def workers(
 ) -> AsyncIterator[tuple[LoadProcess, Server, Callable[[], list[int]]]]:
     server = Server()
     async with raw_server(server.serve) as address:
-        kinds = [make_kind()]
+        kinds = [make_kind(name=plan.kinds[0], timeout_us=plan.timeouts_us[0])]
         args = ("--workers", str(count))
         async with load_process(folder, plan, kinds, address, args=args, cores=cores) as (
             load,
@@ -120,6 +123,42 @@ async def test_a_frozen_worker_is_replaced_and_has_to_leave(tmp_path: Path) -> N
     assert 0 < lost <= 150 * 4.0  # half the rate: a second unreported, 2 s of silence, notice
     assert server.heard <= planned(plan)  # nothing was ever sent twice
     assert load.tally.n(Series.SEND_LAG) == planned(plan) - lost
+
+
+def present(tally: Tally) -> list[int]:
+    """Users by second, of all workers."""
+    found: Counter[int] = Counter()
+    for key, counts in tally.counts.items():
+        if key.series is Series.USERS:
+            found[key.slice] += sum(index * n for index, n in counts.items())  # exact: below 2,048
+    return [found[second] for second in sorted(found)]
+
+
+@synchronous
+async def test_users_are_shared_out_and_each_keeps_a_connection_of_its_own(tmp_path: Path) -> None:
+    plan = users_plan(Users(9, 9, 50 * MS), each_s=2)
+    async with workers(tmp_path, plan, 2) as (load, server, _):
+        pass
+    assert load.failed is None and load.process.returncode == 0
+    tally = load.tally
+    assert server.heard == tally.n(Series.SEND_LAG) == tally.n(Series.LATENCY)
+    assert tally.outcomes() == {"ok": server.heard} and server.heard > 9 * 20
+    assert server.connections == 9 and present(tally) == [9, 9]
+
+
+@synchronous
+async def test_the_users_of_a_killed_worker_go_with_it_and_are_told(tmp_path: Path) -> None:
+    plan = users_plan(Users(9, 9, 50 * MS), each_s=4)
+    async with workers(tmp_path, plan, 2) as (load, server, children):
+        await asyncio.sleep(1.6)
+        os.kill(children()[0], signal.SIGKILL)
+    assert load.failed is None and load.process.returncode == 0
+    tally = load.tally
+    lost = tally.n(Series.LATENCY, Outcome.LOST)
+    assert lost in {4, 5}  # one for each user of the worker, whichever it was
+    assert tally.n(Series.LATENCY) - lost == tally.n(Series.SEND_LAG)  # sent = settled
+    assert present(tally)[0] == 9 and present(tally)[2:] == [9 - lost] * 2
+    assert server.connections == 9  # nobody came in their place
 
 
 @synchronous

@@ -66,8 +66,12 @@ def test_users_under_a_fault_and_the_same_seed_twice(
     assert load["sent"] == load["ok"] + load["failed"] + load["timed_out"]
 
 
-def test_workers_share_no_users(tmp_path: Path) -> None:
+def test_workers_share_no_locustfile(tmp_path: Path) -> None:
     file = tmp_path / "people.survive.yaml"
-    file.write_text(PEOPLE, encoding="utf-8")
-    with pytest.raises(UsageError, match="users are in one load process"):
+    head, _, _ = PEOPLE.partition("requests:")
+    phases = "load:\n  locustfile: locustfile.py\n  phases: [{name: stay, users: 4, for: 9s}]\n"
+    answers = "objectives:\n  answers: {metric: success, min: 95%, during: steady}\n"
+    file.write_text(head + phases + answers, encoding="utf-8")
+    (tmp_path / "locustfile.py").write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match="a locustfile's users are in one load process"):
         cli.main(["run", str(file), "--workers", "2"], standalone_mode=False)
