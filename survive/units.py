@@ -51,6 +51,23 @@ class UnitError(ValueError):
     """A quantity that cannot be read; the message says what was meant."""
 
 
+# Other tools' and people's ways to write a time: 1m30s, 42 seconds, 1:30. Said back, never guessed.
+_SPOKEN = re.compile(rf"{_NUMBER}\s*([a-zµ]+)")
+_CLOCK = re.compile(r"(\d+):([0-5]\d)")
+
+
+def _meant_us(text: str) -> int | None:
+    clock = _CLOCK.fullmatch(text)
+    if clock:
+        return (60 * int(clock[1]) + int(clock[2])) * SECOND
+    if not re.fullmatch(rf"(?:{_SPOKEN.pattern}\s*)+", text):
+        return None
+    units = {**_DURATION_UNITS, "sec": SECOND, "second": SECOND, "minute": 60 * SECOND}
+    units |= {"hour": 3600 * SECOND, "day": 86_400 * SECOND, "hr": 3600 * SECOND}
+    parts = [(n, units.get(u) or units.get(u.removesuffix("s"))) for n, u in _SPOKEN.findall(text)]
+    return round(sum(Fraction(n) * u for n, u in parts if u)) if all(u for _, u in parts) else None
+
+
 def _match(pattern: re.Pattern[str], text: object, what: str, example: str) -> re.Match[str]:
     found = pattern.fullmatch(text.strip()) if isinstance(text, str) else None
     if found is None:
@@ -60,6 +77,9 @@ def _match(pattern: re.Pattern[str], text: object, what: str, example: str) -> r
 
 def duration_us(text: object) -> int:
     """``"300ms"`` → 300_000. Units: us ms s m min h d. Zero is legal here; callers say if not."""
+    meant = _meant_us(text.strip()) if isinstance(text, str) else None
+    if meant is not None and not _DURATION.fullmatch(str(text).strip()):
+        raise UnitError(f"{text!r} is not a duration; write {show_us(meant)}")
     found = _match(_DURATION, text, "duration", "300ms, 8s or 10m")
     exact = Fraction(found[1]) * _DURATION_UNITS[found[2]]
     return round(exact)

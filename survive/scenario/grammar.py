@@ -61,15 +61,20 @@ class Draft:
     root: Node
     problems: list[Problem] = field(default_factory=list)
     broken: set[Path] = field(default_factory=set)
+    unread: frozenset[Where] = frozenset()  # where the reader itself found something wrong
+
+    def __post_init__(self) -> None:
+        self.unread = frozenset(problem.where for problem in self.problems)
 
     def sound(self, *path: str | int) -> bool:
         """Nothing on the way to a value, nor in it, is broken."""
         return not any(bad[: len(path)] == path or path[: len(bad)] == bad for bad in self.broken)
 
     def wrong(self, path: Path, message: str, hint: str = "", *, key: bool = False) -> None:
-        """Note a problem at a value (``key`` = at its key), unless that is broken already."""
-        if not any(bad == path[: len(bad)] for bad in self.broken):
-            self.problems.append(Problem(self.place(path, key=key), message, hint))
+        """Note a problem at a value (``key`` = at its key), unless one was noted there already."""
+        place = self.place(path, key=key)
+        if place not in self.unread and not any(bad == path[: len(bad)] for bad in self.broken):
+            self.problems.append(Problem(place, message, hint))
 
     def place(self, path: Path, *, key: bool = False) -> Where:
         """Where a value, or its key, stands; the nearest that exists."""
@@ -227,7 +232,7 @@ def _note(draft: Draft, model: type[Strict], data: Any, detail: Any) -> None:
         return
     if fault == "extra_forbidden":
         owner = f"of {path[-2]} " if len(path) > 1 and isinstance(path[-2], str) else ""
-        hint = nearest(str(path[-1]), known_keys(kind))
+        hint = _key_hint(str(path[-1]), known_keys(kind))
         draft.wrong(path, f"unknown key {str(path[-1])!r} {owner}".rstrip(), hint, key=True)
     elif "[key]" in detail["loc"]:
         draft.wrong(
@@ -240,6 +245,13 @@ def _note(draft: Draft, model: type[Strict], data: Any, detail: Any) -> None:
         draft.wrong(path, *_message(detail))
     draft.broken.add(path)
     _cut(data, path)
+
+
+def _key_hint(key: str, known: list[str]) -> str:
+    """What was meant by a key that nobody knows: another one, or a setting in the wrong place."""
+    hint = nearest(key, known)
+    settings = "with" in known and not hint.startswith("did")
+    return "if it is a setting of the kind, it stands under `with:`" if settings else hint
 
 
 def _note_missing(draft: Draft, data: Any, path: Path) -> None:
@@ -297,6 +309,7 @@ _EXPECTED = {
     "float_type": "a number",
     "int_from_float": "a whole number",
 }
+_FORMS = {"list_type": "its entries begin with `- `"}
 
 
 def _message(detail: Any) -> tuple[str, str]:
@@ -307,7 +320,7 @@ def _message(detail: Any) -> tuple[str, str]:
         number = isinstance(given, int | float | bool) and kind == "string_type"
         return (
             f"expected {_EXPECTED[kind]}, not {show(given)}",
-            f'put it in quotes: "{given}"' if number else "",
+            f'put it in quotes: "{given}"' if number else _FORMS.get(kind, ""),
         )
     if kind == "literal_error" and detail["loc"] == ("survive",):
         return f"{show(given)} is not a version that this survive reads", "write survive: 1"

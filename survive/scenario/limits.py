@@ -102,10 +102,12 @@ def _objective(
     check: Check, name: str, model: ObjectiveModel, probes: Mapping[str, Probe]
 ) -> Objective:
     path: Loc = ("objectives", name)
-    metric, percentile = _metric(check, (*path, "metric"), model.metric)
+    metric, percentile = None, None
+    if check.draft.sound(*path, "metric"):  # else a stand-in: nothing that follows from it is said
+        metric, percentile = _metric(check, (*path, "metric"), model.metric)
     bound, limit = _limit(check, path, model, metric) if metric is not None else ("", 0.0)
     metric_ = metric or Metric.SUCCESS
-    if metric is not None and check.draft.sound(*path, "metric"):
+    if metric is not None:
         _check_keys(check, path, model, metric)
     if model.during is not None:
         _check_window(check, (*path, "during"), model.during)
@@ -128,7 +130,9 @@ def _metric(check: Check, path: Loc, text: str) -> tuple[Metric | None, float | 
     word, dot, rank = text.partition(".")
     known = [str(m) for m in Metric]
     if word not in known:
-        check.wrong(path, f"unknown metric {word!r}", nearest(word, known))
+        bare = _PERCENTILE.fullmatch(text)
+        hint = f"of what? like latency.{text} or ttft.{text}" if bare else nearest(word, known)
+        check.wrong(path, f"unknown metric {word!r}", hint)
         return None, None
     metric = Metric(word)
     needed = metric in TIMED or metric is Metric.FRESHNESS

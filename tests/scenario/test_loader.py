@@ -20,7 +20,7 @@ from survive.plan.plan import make_plan
 from survive.scenario.loader import dump_scenario, load_scenario, load_stored, to_yaml
 from survive.scenario.model import Metric, Scenario
 from survive.scenario.tree import plain, read_tree
-from survive.units import SECOND
+from survive.units import SECOND, UnitError, duration_us
 
 QUICKSTART = builtin_root() / "scenarios" / "quickstart.survive.yaml"
 
@@ -781,6 +781,46 @@ def test_ten_mistakes_in_two_files_are_ten_problems_on_their_lines(team: Path) -
     here = [line for file, line in places if file == F]
     assert here == [2, 5, 6, 9, 13, 13, 14, 16, 17, 18], refused(team)
     assert [line for file, line in places if file == T] == [3, 7]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("metric: ttft.p95", "metrc: ttft.p95", ["has no 'metric'", "unknown key 'metrc'"]),
+        ("metric: ttft.p95", "metric: p95", ["unknown metric 'p95' (of what? like latency.p95"]),
+        ("with: {by: 300ms}", "by: 300ms", ["'by' is missing", "it stands under `with:`"]),
+        ("rate: 10/s", "rate: 10/s, warm_up: yes", ["'yes' is a boolean in YAML 1.1"]),
+        ("timeout: 2s", "timeout: 1m30s", ["'1m30s' is not a duration; write 90s"]),
+    ],
+)
+def test_one_slip_is_told_once_and_with_what_was_meant(
+    team: Path, old: str, new: str, said: list[str]
+) -> None:
+    edit(team, old, new)
+    lines = refused(team)
+    assert len(lines) == len(said), lines
+    assert all(word in line for word, line in zip(said, lines, strict=True)), lines
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("1:30", "90s"),
+        ("1h30m", "90m"),
+        ("1 h 30 min", "90m"),
+        ("42 seconds", "42s"),
+        ("2 days", "48h"),
+        ("1.5 hrs", "90m"),
+        ("300 parsecs", ""),
+        ("8e2ms", ""),
+        ("1:99", ""),
+        ("", ""),
+    ],
+)
+def test_a_time_as_others_write_it_is_said_back_never_guessed(written: str, meant: str) -> None:
+    with pytest.raises(UnitError) as caught:
+        duration_us(written)
+    assert str(caught.value).endswith(f"write {meant}" if meant else "like 300ms, 8s or 10m")
 
 
 def test_a_broken_target_hides_nothing_of_the_scenario(team: Path) -> None:
