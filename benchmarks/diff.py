@@ -12,13 +12,15 @@ On the virtual host, where nothing but the seed differs between runs of the same
 from __future__ import annotations
 
 import argparse
+import pickle
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from survive.catalog import Catalog, builtin_root
@@ -70,7 +72,23 @@ def perform(scenario: Scenario, file: Path) -> Episode:
         return replace(Episode.of(record, scenario, judge(record, scenario)), spectra={})
 
 
-def unchanged(seed: int) -> Episode:
+def kept(folder: Path | None, name: str, make: Callable[[], Episode]) -> Episode:
+    """From an earlier run of this benchmark, if it was told to keep what it made."""
+    path = folder / f"{name}.pickle" if folder else None
+    if path is not None and path.exists():
+        found: Episode = pickle.loads(path.read_bytes())
+        return found
+    made = make()
+    if path is not None:
+        path.write_bytes(pickle.dumps(made))
+    return made
+
+
+def unchanged(folder: Path | None, seed: int) -> Episode:
+    return kept(folder, f"unchanged-{seed}", lambda: _unchanged(seed))
+
+
+def _unchanged(seed: int) -> Episode:
     file = SCENARIOS / "quickstart.survive.yaml"
     scenario = load_scenario(
         file, sets=(f"seed={seed}", OBJECTIVES), profile="ci", catalog=Catalog(file)
@@ -78,8 +96,11 @@ def unchanged(seed: int) -> Episode:
     return perform(scenario, file)
 
 
-def planted(asked: tuple[str, str, int]) -> Episode:
-    name, weakness, seed = asked
+def planted(folder: Path | None, asked: tuple[str, str, int]) -> Episode:
+    return kept(folder, "-".join(map(str, asked)), lambda: _planted(*asked))
+
+
+def _planted(name: str, weakness: str, seed: int) -> Episode:
     file = SCENARIOS / f"{name}.survive.yaml"
     sitting = Sitting(Cell(name, weakness, Weather.FAULT, seed), file, None)
     return perform(scenario_of(sitting), file)
@@ -228,12 +249,15 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=5, help="seeds a side of a planted weakness")
     parser.add_argument("--no-planted", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="A folder for runs, to go on later.")
     parser.add_argument("-o", "--output", type=Path)
     asked = parser.parse_args()
+    if asked.keep is not None:
+        asked.keep.mkdir(parents=True, exist_ok=True)
     claims = [] if asked.no_planted else claims_asked(Asked())
     with ProcessPoolExecutor(asked.jobs, initializer=in_worker) as pool:
         began_s, episodes = time.monotonic(), []
-        for one in pool.map(unchanged, range(1, asked.runs + 1), chunksize=10):
+        for one in pool.map(partial(unchanged, asked.keep), range(1, asked.runs + 1)):
             episodes.append(one)
             said(len(episodes), asked.runs, "unchanged", began_s)
         seen = [alarms(episodes, side) for side in (5, 10)] if episodes else []
@@ -244,7 +268,7 @@ def main() -> None:
             for seed in range(1, asked.side + 1)
         ]
         began_s, runs = time.monotonic(), []
-        for one in pool.map(planted, jobs):
+        for one in pool.map(partial(planted, asked.keep), jobs):
             runs.append(one)
             said(len(runs), len(jobs), "planted", began_s)
     found = [

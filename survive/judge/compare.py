@@ -4,7 +4,8 @@ One episode tells how it went, not how such episodes go: a difference is judged 
 or more a side (DESIGN law 6; `survive.judge.between` has the test). Values are compared, not
 verdicts, so a cell that survives with less to spare is seen, too.
 
-Gaps in the evidence take away what is good (`better`, `alike`) and never what is `worse`.
+Gaps in the evidence take away what is good (`better`, `alike`) and never what is `worse`: what is
+not known is taken for the worst.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ from survive.record.reader import Record
 from survive.scenario.model import Scenario
 
 _NO_INTERVAL = frozenset({"recovery", "scale_up"})  # their low and high are resolution, not chance
+
+MOST_UNKNOWN = 1 / 3  # of the new runs, before nothing good is said of a cell
+_BEST = -1.0  # better than any badness
 
 CellKey = tuple[str, str, str, str]  # objective, metric, request, window
 
@@ -106,7 +110,8 @@ def compare(
     differences = differing(ACCEPTABLE, _conditions(old), _conditions(fresh), accept)
     pairs, one_sided = _pairs(old.episodes, fresh.episodes)
     pairs += _stopped(old.episodes, fresh.episodes)
-    cells = tuple(_changes(pairs, _blocked(differences), len(fresh.left_out), tolerate))
+    asked = _Asked(_blocked(differences), tolerate, len(old.left_out), len(fresh.left_out))
+    cells = tuple(_changes(pairs, asked))
     words = {cell.change for cell in cells}
     return Comparison(
         scenario=old.episodes[0].scenario.name,
@@ -196,6 +201,29 @@ def _notes(base: Given, new: Given, old: Given, fresh: Given) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Gaps:
+    """What runs would have shown of which nothing is known: so many of each side are missing
+    altogether. ``worst``: the new ones everything bad, the old ones everything good."""
+
+    base: int = 0
+    new: int = 0
+    worst: bool = False
+
+    def filled(
+        self, base: Sequence[float], new: Sequence[float], tolerate: float
+    ) -> tuple[list[float], list[float]]:
+        """Badness without gaps if ``worst``; else as it was."""
+        within = [value / (1 + tolerate) for value in new]
+        if not self.worst:
+            return [*base], within
+        best, worst = (_BEST if math.isnan(v) else v for v in base), math.inf
+        return (
+            [*best, *[_BEST] * self.base],
+            [*(worst if math.isnan(v) else v for v in within), *[worst] * self.new],
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class _Pair:
     """One cell on both sides: an entry an episode, None where it was not measured."""
 
@@ -204,10 +232,11 @@ class _Pair:
     base: tuple[Cell | None, ...]
     new: tuple[Cell | None, ...]
 
-    def values(self, tolerate: float = 0.0) -> tuple[list[float], list[float]]:
-        """The badness of both sides; that of the new one without what is tolerated."""
+    def values(self, gaps: _Gaps, tolerate: float) -> tuple[list[float], list[float]]:
+        """The badness of both sides, with what is not known filled in; that of the new one without
+        what is tolerated."""
         old, fresh = ([_badness(c) for c in side] for side in (self.base, self.new))
-        return old, [value / (1 + tolerate) for value in fresh]
+        return gaps.filled(old, fresh, tolerate)
 
     @property
     def measured(self) -> tuple[int, int]:
@@ -308,36 +337,46 @@ def _unproven(cell: Cell, verdict: Verdict) -> bool:
     return kind in {"fault", "recovery"} and not (bit and (gone or kind == "fault"))
 
 
-def _changes(
-    pairs: Sequence[_Pair], blocked: str, left_out: int, tolerate: float
-) -> Iterator[CellChange]:
-    """``left_out``: runs of the new side that nobody knows what they would have shown."""
-    testable = [pair for pair in pairs if pair.testable and not blocked]
-    outcomes = iter(_examined(testable, tolerate))
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Under what cells are judged."""
+
+    blocked: str  # why nothing may be judged, or ""
+    tolerate: float
+    base_out: int  # runs that are left out
+    new_out: int
+
+
+def _changes(pairs: Sequence[_Pair], asked: _Asked) -> Iterator[CellChange]:
+    testable = [pair for pair in pairs if pair.testable and not asked.blocked]
+    outcomes = iter(_judged(testable, asked))
     for pair in pairs:
-        one = next(outcomes) if pair.testable and not blocked else None
-        change, why = (
-            (Change.UNDECIDED, blocked or _too_few(pair, len(pairs)))
-            if one is None
-            else _word(pair, one, left_out, len(testable))
-        )
-        yield _change(pair, change, why, one)
+        if pair.testable and not asked.blocked:
+            yield _change(pair, *next(outcomes))
+        else:
+            yield _change(pair, Change.UNDECIDED, asked.blocked or _too_few(pair, len(pairs)), None)
 
 
-def _examined(pairs: Sequence[_Pair], tolerate: float) -> list[Tested]:
-    """Worse by more than is tolerated; better by anything."""
+def _judged(pairs: Sequence[_Pair], asked: _Asked) -> Iterator[tuple[Change, str, Tested]]:
+    """What is seen makes a cell worse; whatever is not known counts against what is good."""
+    gaps = _Gaps(asked.base_out, asked.new_out, worst=True)
+    seen, feared = (_with_margin(pairs, one, asked.tolerate) for one in (_Gaps(), gaps))
+    for pair, one, fear in zip(pairs, seen, feared, strict=True):
+        yield *_word(pair, one, fear, asked, len(pairs)), one
 
-    def with_margin(margin: float) -> list[Tested]:
-        sides = [pair.values(margin) for pair in pairs]
-        return examined([old for old, _ in sides], [fresh for _, fresh in sides])
 
+def _with_margin(pairs: Sequence[_Pair], gaps: _Gaps, tolerate: float) -> list[Tested]:
+    """Worse by more than is tolerated, better by anything."""
+    plain = _examined(pairs, gaps, 0.0)
+    within = _examined(pairs, gaps, tolerate) if tolerate else plain
+    return [replace(one, better=whole.better) for one, whole in zip(within, plain, strict=True)]
+
+
+def _examined(pairs: Sequence[_Pair], gaps: _Gaps, tolerate: float) -> list[Tested]:
     if not pairs:
         return []
-    found = with_margin(0.0)
-    if not tolerate:
-        return found
-    within = with_margin(tolerate)
-    return [replace(one, better=plain.better) for one, plain in zip(within, found, strict=True)]
+    sides = [pair.values(gaps, tolerate) for pair in pairs]
+    return examined([old for old, _ in sides], [fresh for _, fresh in sides])
 
 
 def _too_few(pair: _Pair, cells: int) -> str:
@@ -348,20 +387,20 @@ def _too_few(pair: _Pair, cells: int) -> str:
     )
 
 
-def _word(pair: _Pair, one: Tested, left_out: int, cells: int) -> tuple[Change, str]:
+def _word(pair: _Pair, one: Tested, fear: Tested, asked: _Asked, cells: int) -> tuple[Change, str]:
     old, fresh = pair.measured
-    missing = left_out + len(pair.new) - fresh
+    runs = asked.new_out + len(pair.new)
     if one.worse.significant:
         return Change.WORSE, ""
-    if missing:
-        return Change.UNDECIDED, f"not known for {missing} of {left_out + len(pair.new)} new runs"
-    if one.better.significant:
-        return Change.BETTER, ""
+    if fear.worse.significant or (runs - fresh) > MOST_UNKNOWN * runs:
+        return Change.UNDECIDED, f"not known for {runs - fresh} of {runs} new runs"
     if not one.decidable:
         return Change.UNDECIDED, (
             f"{old} against {fresh} cannot decide this beside {cells - 1} other cells; "
             f"{episodes_to_decide(cells)} a side do"
         )
+    if fear.better.significant:
+        return Change.BETTER, ""
     if one.worse.alone <= ALPHA:
         return Change.ALIKE, (
             f"by itself it looks worse (p = {one.worse.alone:.2g}), but one of {cells} cells may "
