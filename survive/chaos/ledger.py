@@ -29,6 +29,7 @@ import fcntl
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -141,6 +142,7 @@ class Ledger:
         self.path = path
         self.started: list[tuple[str, Named]] = []
         self._lock = lock
+        self._turn = threading.Lock()  # `chaos run` injects and heals from several threads
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_SH)  # see is_written
@@ -242,6 +244,10 @@ class Ledger:
         self._fd, self._lock = -1, None
 
     def _append(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        with self._turn:
+            self._write(entries)
+
+    def _write(self, entries: Sequence[Mapping[str, Any]]) -> None:
         numbers = [self._next and self._next + at for at in range(len(entries))]
         data = b"".join(map(seal, numbers, entries))
         if self._torn:  # a dead writer's last line is ended, never continued

@@ -10,6 +10,8 @@ import re
 import stat
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -212,6 +214,16 @@ def test_no_damage_is_taken_for_what_was_written(ledger):
     assert tried > 10_000
     for data in changes(as_of_old(whole)):
         told(data)  # it raises nothing
+
+
+def test_threads_that_write_at_once_leave_no_gap(ledger, monkeypatch):
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: (time.sleep(0.002), real(fd, data))[1])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: ledger.healed(f"one#{n}", proven=True, rung="undo"), range(12)))
+    ledger.ended(clean=True)
+    story = Ledger.read(ledger.path)
+    assert story.damage == [] and len(story.healed) == 12
 
 
 def full_disk(fd, data):
