@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := survive faults targets reporters tests
 
-.PHONY: demo test check format clean live schema matrix soak-kill docs exam exam-real bench bench-proxy bench-freeze bench-memory
+.PHONY: demo test check format clean live schema matrix soak-kill docs exam exam-real bench bench-proxy bench-freeze bench-memory bench-diff
 
 demo: $(VENV)/.installed
 	$(BIN)/survive run scenarios/quickstart.survive.yaml
@@ -71,6 +71,10 @@ bench: $(VENV)/.installed
 # What generators say of a server that freezes: docs/coordinated-omission.md (a minute).
 bench-freeze: $(VENV)/.installed
 	$(BIN)/python benchmarks/freeze.py
+
+# What `survive diff` says where nothing changed, and of planted weaknesses (an hour on one core).
+bench-diff: $(VENV)/.installed
+	$(BIN)/python benchmarks/diff.py -o benchmarks/results-diff.md
 
 # Memory of a load worker at full rate (ten minutes).
 bench-memory: $(VENV)/.installed

@@ -137,6 +137,9 @@ def of_measure(one: Measure) -> str:
     old, fresh = (measure_text(side, one.unit) for side in (one.base, one.new))
     if old == fresh:
         return old
+    if one.moved.by is None:
+        old, fresh = (said if said != words.NOTHING else "not measured" for said in (old, fresh))
+        return f"{old}, now {fresh}"
     return f"{old}, now {fresh} ({moved_text(one.moved.by, one.unit)})"
 
 

@@ -83,7 +83,8 @@ class Page:
         columns = _Columns.fit(cells, self.width)
         heading = columns.heading()
         yield from (Text(), Text.assemble(("CELLS", "bold"), (heading[5:], _FAINT)))
-        told = changed.in_common(cells)  # the sentence says it
+        common = changed.in_common(cells)  # the sentence says it
+        told: list[str] = []  # notes that several cells share in a row are told once
         for name, group in groupby(cells, key=lambda cell: cell.name):
             same = list(group)
             limits = "; ".join(dict.fromkeys(self._limit(cell) for cell in same))
@@ -92,8 +93,10 @@ class Page:
             yield Text.assemble("  ", (title, "bold"), "  ", limit)
             for cell in same:
                 yield columns.row(cell, self.glyphs)
-                for note in (note for note in changed.notes(cell) if note != told):
+                notes = [note for note in changed.notes(cell) if note != common]
+                for note in () if notes == told else notes:
                     yield from (Text(f"      {piece}", _FAINT) for piece in self._wrapped(note, 6))
+                told = notes
 
     def _limit(self, cell: CellChange) -> str:
         sign = self.glyphs.at_least if cell.bound == "min" else self.glyphs.at_most
