@@ -25,7 +25,7 @@ class Facts:
     stopped: tuple[str, ...] = ()  # by stop_if
     harness: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
-    late: tuple[str, ...] = ()  # reds that do not stand without what the harness was late with
+    late: tuple[str, ...] = ()  # cells that are undecided because the harness was late there
     ungraded: tuple[str, ...] = ()  # less real than `--require-grade` asks
     gaps: tuple[str, ...] = ()
 

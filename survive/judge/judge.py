@@ -24,7 +24,7 @@ from survive.judge.faults import PROVEN, Life, back_after_s, lives
 from survive.judge.grades import asked_of, fault_grades, lowest, ungraded
 from survive.judge.hysteresis import loop_of
 from survive.judge.journeys import never_asked, with_journeys
-from survive.judge.lateness import Lateness
+from survive.judge.lateness import HOLLOW_SHARE, Lateness
 from survive.judge.load import absent, conservation, guilt, load_report, undelivered
 from survive.judge.metrics import Shares, Tally, allowed_share
 from survive.judge.probed import missing, seen
@@ -87,7 +87,7 @@ class _Judgement:
         self._seen = seen(record.events)
         self._guilt = guilt(self._plan, self._table, self._windows)
         self._lateness = Lateness(self._plan, self._table, self._windows)
-        self._ours: set[tuple[str, str, str]] = set()  # (name, request, window) of spared reds
+        self._ours: set[tuple[str, str, str]] = set()  # (name, request, window) undecided by us
         self._steady = self._steady_objectives(self._tally)
         self._evidence = self._evidence_by(self._tally)
         self._sparing = self._evidence_by(self._spared)
@@ -176,9 +176,23 @@ class _Judgement:
 
     def _cells_of(self, objective: Objective) -> Iterator[Cell]:
         never = never_asked(objective, self._plan)
-        for cell in self._judged_cells(objective):
+        for found in self._judged_cells(objective):
+            cell = self._as_planned(found, objective)
             whole = cell.request in self._plan.kinds
             yield _tempered(cell, never) if never and not whole else cell
+
+    def _as_planned(self, cell: Cell, objective: Objective) -> Cell:
+        """No green on a load that came late by our own doing: it was not the one that is asked."""
+        if cell.verdict is not Word.SURVIVED or objective.metric in PROBED | GAUGES:
+            return cell
+        names = (cell.request,) if cell.request else objective.of or self._plan.kinds
+        kinds = [self._plan.kinds.index(name) for name in names if name in self._plan.kinds]
+        share = self._lateness.share(kinds, cell.window) if self._lateness.ever() else 0.0
+        if share <= HOLLOW_SHARE:
+            return cell
+        self._ours.add((cell.name, cell.request, cell.window))
+        why = f"the harness sent {share:.1%} of its requests over 100 ms late: not the planned load"
+        return replace(cell, verdict=Word.INCONCLUSIVE, why=why)
 
     def _judged_cells(self, objective: Objective) -> Iterator[Cell]:
         if objective.metric is Metric.RECOVERY:
@@ -479,7 +493,7 @@ class _Judgement:
             stopped=tuple(f"stopped by {e.text('rule')}" for e in stops if _by(e, "stop_if")),
             harness=tuple(self._harness(ended)),
             failed=tuple(_broke(cell) for cell in cells if cell.verdict is Word.FAILED),
-            late=tuple(_undecided(cell) for cell in cells if self._is_spared(cell)),
+            late=tuple(_undecided(cell) for cell in cells if self._is_ours(cell)),
             ungraded=tuple(ungraded(self._record, grade)),
             gaps=(
                 *(f"{x.window.fault} was not proven active: {x.proof}" for x in unproven),
@@ -488,12 +502,12 @@ class _Judgement:
                 *(
                     _undecided(cell)
                     for cell in cells
-                    if cell.verdict is Word.INCONCLUSIVE and not self._is_spared(cell)
+                    if cell.verdict is Word.INCONCLUSIVE and not self._is_ours(cell)
                 ),
             ),
         )
 
-    def _is_spared(self, cell: Cell) -> bool:
+    def _is_ours(self, cell: Cell) -> bool:
         return (cell.name, cell.request, cell.window) in self._ours
 
     def _undelivered(self, ended: Event) -> list[str]:

@@ -20,13 +20,13 @@ as its share of the time says. What is left is the target's, and a red that stan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from survive.judge.load import LATE_US, LONG_STALL_US
+from survive.judge.load import LATE_LEAST, LATE_US, LONG_STALL_US
 from survive.judge.metrics import Place, Shares, Tally
 from survive.judge.windows import Windows
 from survive.plan.model import Plan
@@ -37,6 +37,7 @@ from survive.scenario.model import Metric
 
 F64 = npt.NDArray[np.float64]
 
+HOLLOW_SHARE = 0.05  # sent over 100 ms late: from here on it is not the planned load
 TAKEN = 0.1  # of its time until the deadline: with less than that gone, the target had its chance
 _FROM_INTENDED = {Metric.LATENCY, Metric.TTFT}  # the times that contain the send lag
 _BY_DEADLINE = (Outcome.TIMED_OUT, Outcome.ABANDONED)
@@ -65,6 +66,20 @@ class Lateness:
     def ever(self) -> bool:
         """Anything at all was late by our own doing."""
         return self._away.ever or any(self._lags_of(kind) for kind in range(len(self._plan.kinds)))
+
+    def share(self, kinds: Iterable[int], window: str) -> float:
+        """Of a window's requests, those that were sent over 100 ms late; 0 if they are a few."""
+        sent = late = 0
+        for kind in kinds:
+            sets = self._table.block(Series.SEND_LAG, "", kind)
+            places = self._table.sets[sets]
+            inside = self._windows.mask(
+                window, self._windows.first_slice[places[:, 3]], places[:, 4]
+            )
+            long = self._table.index[self._table.entries(sets)] > index_of(LONG_STALL_US)
+            sent += int(self._table.sums(sets)[inside].sum())
+            late += int(self._table.sums(sets, long)[inside].sum())
+        return late / sent if late >= LATE_LEAST else 0.0
 
     def without(self, tally: Tally) -> Shares:
         """The same tally without the requests that may be bad by our own doing."""

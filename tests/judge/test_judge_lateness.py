@@ -189,6 +189,17 @@ def test_a_stall_of_ours_in_the_recovery_is_no_relapse(tmp_path):
     assert code == {"load": (3, Word.INCONCLUSIVE), "target": (1, Word.FAILED)}
 
 
+@pytest.mark.parametrize(("late_s", "code"), [(0.3, 0), (1.5, 3)])
+def test_a_green_rests_on_the_planned_load(tmp_path, late_s, code):
+    """All is answered at once, though late: in the ramp nobody asked for what was planned."""
+    after = round((28 - late_s) * S)
+    base = ramp(objectives=(ANSWERS, DEGRADE))
+    fate = lambda t, k: Fate(lag=200 * MS, after=220 * MS) if after < t < 28 * S else Fate()  # noqa: E731
+    verdict = judged(tmp_path, base, fate, asked={"inconclusive": "pass"})
+    assert verdict.exit_code == code
+    assert ("not the planned load" in str(verdict.reasons)) is bool(code)
+
+
 def test_goodput_that_the_harness_did_not_deliver_is_undecided(tmp_path):
     limits = (Objective("useful", Metric.GOODPUT, 55, of=("chat", "search"), during="each fault"),)
     stall = span(20.5, 27)
