@@ -282,14 +282,16 @@ class Ledger:
     def told(data: bytes) -> Story:
         """The same of a ledger's bytes."""
         story = Story()
-        lines = Sealed(data)
+        lines, looked = Sealed(data), False
         for entry in lines.entries():
             if not _tell(story, entry.fields):
                 lines.unreadable(entry)
             elif entry.fields["entry"] == "looked":
                 lines.damage.clear()
+                looked = True
         story.damage = lines.damage
-        if story.owner is None and not story.damage and (story.injections or story.processes):
+        begun = story.injections or story.processes
+        if story.owner is None and begun and not story.damage and not looked:
             story.damage.append("nothing says whose it is")
         if lines.unread_at_end:
             story.ended = None  # something came after the last word

@@ -187,8 +187,8 @@ class _Judgement:
             return cell
         names = (cell.request,) if cell.request else objective.of or self._plan.kinds
         kinds = [self._plan.kinds.index(name) for name in names if name in self._plan.kinds]
-        share = self._lateness.share(kinds, cell.window) if self._lateness.ever() else 0.0
-        if share <= HOLLOW_SHARE:
+        share = self._lateness.share(kinds, cell.window)
+        if self._guilt or share <= HOLLOW_SHARE:
             return cell
         self._ours.add((cell.name, cell.request, cell.window))
         why = f"the harness sent {share:.1%} of its requests over 100 ms late: not the planned load"
@@ -250,8 +250,8 @@ class _Judgement:
         return self._if_proven(cell)
 
     def _may_be_ours(self, words: Iterable[Word]) -> bool:
-        """There is a red, and the harness was late at some time."""
-        return Word.FAILED in words and self._lateness.ever()
+        """There is a red, and the harness was late at some time; if all over, no red counts."""
+        return not self._guilt and Word.FAILED in words and self._lateness.ever()
 
     def _spare(self, cell: Cell, left: Word, ours: str) -> Cell:
         """A red that does not stand without what the harness itself was late with is none."""

@@ -147,6 +147,13 @@ def as_of_old(data: bytes) -> bytes:
     return re.sub(rb'"n":\d+,|,"sum":"[0-9a-f]+"', b"", data)
 
 
+def test_entries_without_an_owner_are_damage_until_somebody_has_looked(ledger):
+    rest = as_of_old(story_of(ledger))
+    orphans = rest[rest.index(b"\n") + 1 :]
+    assert Ledger.told(orphans).damage == ["nothing says whose it is"]
+    assert Ledger.told(orphans + b'{"entry":"looked","damage":[]}\n').damage == []
+
+
 def test_a_ledger_of_before_lines_had_numbers_is_read(ledger):
     ledger.inject([injection(1)])
     ledger.path.write_bytes(as_of_old(ledger.path.read_bytes()) + b"torn\n")
