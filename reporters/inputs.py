@@ -72,6 +72,9 @@ class StoredRun(Protocol):
     def seconds(self, kind: str | None) -> Sequence[Second]:
         """The seconds of one kind, or of all together."""
 
+    def failures(self) -> Sequence[tuple[str, int]]:
+        """Why → requests that failed in the whole run, most first."""
+
 
 def fields_of(run: StoredRun, name: str) -> Mapping[str, Any]:
     """Fields of the last event of that name; empty if there is none."""

@@ -223,7 +223,8 @@ class LiveDisplay:
         return f"ended: {fields.get('ended', '')}" if name == "run_ended" else ""
 
     def _say(self, t_us: int | None, text: str) -> None:
-        at = "   ---- " if t_us is None else f"{t_us / SECOND:7.1f}s"
+        begun = t_us is not None and t_us >= 0  # what comes before has no time of the load
+        at = "   ---- " if t_us is None or not begun else f"{t_us / SECOND:7.1f}s"
         line = self._glyphs.clean(f"{at}  {text}")
         self._console.print(Text(line), soft_wrap=True)
 

@@ -8,6 +8,7 @@ read verdict.json.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -26,6 +27,7 @@ from survive.judge.verdict import (
     Word,
 )
 from survive.plan.model import Plan
+from survive.output import program
 from survive.plan.users import mean_users
 from survive.record.rates import mean_rps
 from survive.units import SECOND
@@ -63,7 +65,8 @@ class TerminalReporter:
 def print_report(console: Console, record: StoredRun, verdict: Verdict) -> None:
     """Print the report in the width, colours and characters that the console can show."""
     width = min(WIDEST, max(NARROWEST, console.width))
-    for line in Report(record, verdict, width, glyphs_for(console.encoding)).lines():
+    glyphs = glyphs_for(console.encoding)
+    for line in Report(record, verdict, width, glyphs, program()).lines():
         line.rstrip()
         console.print(line, soft_wrap=True)
 
@@ -79,6 +82,7 @@ class Report:
     verdict: Verdict
     width: int
     glyphs: Glyphs
+    program: str = "survive"  # how it is typed here
 
     def lines(self) -> Iterator[Text]:
         """The whole report, top to bottom; the verdict stands last, where the eye ends."""
@@ -315,9 +319,9 @@ class Report:
 
     def _next(self) -> Iterator[Text]:
         folder = self.glyphs.clean(str(self.record.folder))
-        command = f"survive judge {folder}"
+        command = f"{self.program} judge {shlex.quote(folder)}"
         if self.verdict.exit_code is ExitCode.HEAL_UNPROVEN:
-            command = "survive heal --check"
+            command = f"{self.program} heal --check"
         yield Text(f"next: {command}", draw.FAINT)
         if (self.record.folder / PAGE).is_file():
             yield Text(f"page: {folder}/{PAGE}", draw.FAINT)

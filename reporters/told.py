@@ -228,7 +228,9 @@ def of_episodes(one: Episodes) -> str:
 
 def of_load(record: StoredRun, load: LoadReport, glyphs: Glyphs = UNICODE) -> Iterator[Line]:
     """Where every request went, and how well the harness did its own part."""
-    yield from _sums(load, glyphs)
+    yield from _sums(record, load, glyphs)
+    if failures := record.failures():
+        yield Line("failed", _classes(failures, glyphs))
     yield _rate(load)
     if record.plan.locustfile:
         yield Line("send lag", "not known: when to ask is Locust's own matter")
@@ -249,7 +251,7 @@ def of_load(record: StoredRun, load: LoadReport, glyphs: Glyphs = UNICODE) -> It
         yield Line("CPU", cpu)
 
 
-def _sums(load: LoadReport, glyphs: Glyphs) -> Iterator[Line]:
+def _sums(record: StoredRun, load: LoadReport, glyphs: Glyphs) -> Iterator[Line]:
     planned = (
         ("sent", load.sent),
         ("expired", load.expired),
@@ -263,13 +265,22 @@ def _sums(load: LoadReport, glyphs: Glyphs) -> Iterator[Line]:
         ("abandoned", load.abandoned),
         ("in_flight", load.in_flight),
     )
-    if load.planned is not None:
+    if load.planned is not None and not _began(record):
+        said = f"{words.count(load.planned)}, of which none was sent: the load never began"
+        yield Line("planned", said)
+    elif load.planned is not None:
         yield _sum("planned", load.planned, planned, glyphs)
     if load.users is not None:
         there = words.share(load.users.present, significant=3)
         said = f"{words.count(load.users.most)} at most, there for {there} of their time"
         yield Line("users", said)
     yield _sum("sent", load.sent, fates, glyphs)
+
+
+def _began(record: StoredRun) -> bool:
+    """Whether there was any load: a run may end while its target starts."""
+    ended = [event.t_us for event in record.events if event.name == "run_ended"]
+    return not ended or ended[-1] >= 0
 
 
 def _sum(label: str, total: int, parts: Sequence[tuple[str, int]], glyphs: Glyphs) -> Line:

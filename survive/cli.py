@@ -39,11 +39,17 @@ def scenario_options(command: F) -> F:
     """The options that every command on a scenario file shares."""
     for option in (
         click.argument("file", type=click.Path(path_type=Path)),
-        click.option("--target", help="Use another target file (targets/NAME.yaml)."),
         click.option(
-            "--set", "sets", multiple=True, metavar="PATH=VALUE", help="Override one value."
+            "--target", metavar="NAME", help="Use another target file (targets/NAME.yaml)."
         ),
-        click.option("--profile", help="Apply a profile of the scenario file."),
+        click.option(
+            "--set",
+            "sets",
+            multiple=True,
+            metavar="PATH=VALUE",
+            help="Override one value: load.scale=1/100, target.vars.model=big.",
+        ),
+        click.option("--profile", metavar="NAME", help="Apply a profile of the scenario file."),
     ):
         command = option(command)
     return command
@@ -81,7 +87,13 @@ def init(**asked: Any) -> ExitCode:
 
 @cli.command()
 @scenario_options
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Each run makes a directory of its own in here.",
+)
 @click.option(
     "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True
 )
@@ -132,7 +144,7 @@ def init(**asked: Any) -> ExitCode:
     metavar="FORMAT=PATH",
     help="Write a report too, whatever the verdict: junit, markdown, hgrm, ... (- is stdout).",
 )
-@click.option("--no-ci", is_flag=True, help="Tell the CI system that this runs in nothing.")
+@click.option("--no-ci", is_flag=True, help="No summary, no annotations inside GitHub Actions.")
 def run(
     file: Path,
     target: str | None,
@@ -175,7 +187,13 @@ def run(
 
 
 @cli.command(short_help="Say how far off every percentile is on this machine.")
-@click.option("--rate", type=click.IntRange(10, 5000), default=200, show_default=True)
+@click.option(
+    "--rate",
+    type=click.IntRange(10, 5000),
+    default=200,
+    show_default=True,
+    help="Requests a second.",
+)
 @click.option("--seconds", type=click.IntRange(5, 600), default=8, show_default=True)
 @click.option("--format", "form", type=click.Choice(["human", "json"]), default="human")
 @click.option("--unix", is_flag=True, help="Over a Unix socket: the floor is lower.")
@@ -233,13 +251,14 @@ def explain(
     from survive.catalog import Catalog
     from survive.host.machine import machine_warnings
     from survive.judge.explain import explain as explained
+    from survive.output import folded
     from survive.plan.plan import make_plan
     from survive.scenario.loader import load_scenario
 
     catalog = Catalog(file, plugins=plugins)
     scenario = load_scenario(file, target=target, sets=sets, profile=profile, catalog=catalog)
     plan = make_plan(scenario)
-    click.echo(explained(scenario, plan, catalog.fault))
+    click.echo(folded(explained(scenario, plan, catalog.fault)))
     for warning in machine_warnings(scenario, plan):
         click.echo(f"warning: {warning}")
     return ExitCode.SURVIVED
@@ -247,7 +266,13 @@ def explain(
 
 @cli.command(short_help="Find the highest load at which the scenario survives.")
 @scenario_options
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Each run makes a directory of its own in here.",
+)
 @click.option(
     "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True
 )
@@ -330,7 +355,6 @@ def report(
 ) -> ExitCode:
     """Render a stored run.
 
-    \b
     Formats: terminal, html, markdown, json, junit, github, openmetrics, hgrm (a percentile
     distribution as HdrHistogram prints it), and whatever stands in reporters/ beside the scenario.
     """
@@ -455,15 +479,33 @@ def faults(kind: str | None, form: str) -> ExitCode:
     help="A folder of your own scenarios instead of the built-in ones.",
 )
 @click.option("--target", help="Plant the weaknesses in this target (targets/NAME.yaml).")
-@click.option("--seeds", type=click.IntRange(1, 1000), default=10, show_default=True)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, 1000),
+    default=10,
+    show_default=True,
+    help="So many runs of each case; with --real one.",
+)
 @click.option("--scenario", "scenarios", multiple=True, metavar="NAME", help="Only this file.")
 @click.option("--weakness", "weaknesses", multiple=True, metavar="W", help="Only this one.")
-@click.option("--jobs", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="So many runs beside each other.",
+)
 @click.option("--real", is_flag=True, help="In real time, one run after the other, one seed.")
 @click.option("--cells", "only", flag_value="cells", help="Claims on all seeds, no matrix.")
 @click.option("--matrix", "only", flag_value="matrix", help="The kill matrix on one seed only.")
 @click.option("--once", is_flag=True, help="Each weakness by its smallest scenario only.")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("runs/exam"))
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("runs/exam"),
+    show_default=True,
+    help="What was run is kept here, and not run again.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write a page of it, too.")
 @click.option(
     "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
+import textwrap
 from typing import Any
 
 
@@ -31,6 +34,31 @@ class Unheard:
             self._stream.flush()
         except OSError as error:
             to_nowhere(self._stream, error)
+
+
+def folded(text: str) -> str:
+    """Lines that fit the terminal, broken between words; as they are where nobody looks."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return text
+    width = max(40, shutil.get_terminal_size().columns)
+    lines = (_wrapped(line, width) for line in text.splitlines())
+    return "\n".join(piece for pieces in lines for piece in pieces)
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False) or [""]
+
+
+def program(start: str | os.PathLike[str] = ".") -> str:
+    """How to type this program in a folder: its name, or where it is if that is on no PATH."""
+    called = os.path.abspath(sys.argv[0])
+    if os.path.basename(called) != "survive":  # python -m survive, a test
+        return "survive"
+    found = shutil.which("survive")
+    if found is not None and os.path.realpath(found) == os.path.realpath(called):
+        return "survive"
+    return shlex.quote(min(os.path.relpath(called, start), called, key=len))
 
 
 def to_nowhere(stream: Any, error: OSError) -> None:

@@ -258,7 +258,9 @@ async def healthy(transport: Transport, address: str, path: str, *, timeout_s: f
         return f"GET {path}: no whole answer in {timeout_s:g} s"
     if 200 <= response.status < 300:
         return ""
-    text = body[:200].decode("utf-8", "replace").strip()
+    # A word of why, if there is one; a page for browsers is none.
+    text = " ".join(body[:200].decode("utf-8", "replace").split())
+    text = "" if text.startswith("<") else text
     return f"GET {path}: status {response.status} {text}".rstrip()
 
 

@@ -25,6 +25,9 @@ def data_path(scratch: Path, replica_id: str) -> Path:
     return scratch / "data" / replica_id
 
 
+_NO_LINES = "it said nothing; its `health:` in the target file is what was asked, and for how long"
+
+
 class TargetUnhealthyError(SurviveError):
     """A service that never became healthy. Exit 3: nothing was measured."""
 
@@ -33,7 +36,7 @@ class TargetUnhealthyError(SurviveError):
     def __init__(self, service: str, why: str, last_lines: list[str]) -> None:
         super().__init__(
             f"{service} never became healthy: {why}",
-            hint="its last lines:\n    " + "\n    ".join(last_lines or ["(none)"]),
+            hint="its last lines:\n    " + "\n    ".join(last_lines) if last_lines else _NO_LINES,
         )
         self.service = service
         self.last_lines = last_lines

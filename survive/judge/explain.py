@@ -168,7 +168,7 @@ def _radius(scenario: Scenario) -> str:
     if target.driver == "external":
         return f"hosts {', '.join(target.allow_hosts)}, through our own proxy only"
     started = [_replicas(service) for service in target.services.values()]
-    return f"only processes that the run starts itself: {', '.join(started)}"
+    return f"only what the run starts itself: {', '.join(started)}"
 
 
 def _replicas(service: Service) -> str:
@@ -231,7 +231,7 @@ def _cells(scenario: Scenario, plan: Plan) -> list[str]:
         for cell in _planned_cells(scenario, plan)
     ]
     rows += [
-        (objective.name, "", window, _exact(objective))
+        (objective.name, "", window, _exact(objective, plan, window))
         for objective in scenario.objectives.values()
         if objective.metric not in TALLIED | PROBED | GAUGES
         for window in windows_of(objective, plan)
@@ -243,11 +243,14 @@ def _cells(scenario: Scenario, plan: Plan) -> list[str]:
     ]
 
 
-def _exact(objective: Objective) -> str:
+def _exact(objective: Objective, plan: Plan, window: str) -> str:
     """What is no share: one number of this episode."""
     stable = f", stable for {show_us(objective.stable_for_us)}"
     if objective.metric is Metric.RECOVERY:
-        return f"within {show_us(objective.limit)} of the heal{stable}"
+        name = window.partition(":")[2].partition("#")[0]
+        held = any(f.held for f in plan.faults if f.fault.partition("#")[0] == name)
+        since = "heal" if held else "inject"
+        return f"within {show_us(objective.limit)} of the {since}{stable}"
     if objective.metric is Metric.SCALE_UP:
         return f"within {show_us(objective.limit)} of the phase's start{stable}"
     side = "at least" if objective.at_least else "at most"

@@ -16,7 +16,7 @@ from survive.plan.model import Plan
 from survive.record.events import Event, EventName, read_events
 from survive.record.rates import mean_rps
 from survive.record.samples import BAD, Outcome
-from survive.record.table import COLUMN, INFINITE, Table
+from survive.record.table import COLUMN, INFINITE, OUTCOME_CODE, Table
 from survive.record.writer import EVENTS, HLOG, PLAN, TABLE, seals
 from survive.units import SECOND
 
@@ -109,6 +109,14 @@ class Record:
             )
             for second in range(len(ok))
         ]
+
+    def failures(self) -> tuple[tuple[str, int], ...]:
+        """Why → requests that failed in the whole run, most first."""
+        why = self.table.why
+        failed = why[why[:, 3] == OUTCOME_CODE[Outcome.FAILED]]
+        n = np.bincount(failed[:, -2], weights=failed[:, -1], minlength=len(self.table.why_names))
+        found = zip(self.table.why_names, n.astype(np.int64).tolist(), strict=True)
+        return tuple(sorted(((k, n) for k, n in found if n), key=lambda one: (-one[1], one[0])))
 
     def _settled(self, kind: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         rows, counts = self.table.rows, self.table.row_counts

@@ -18,6 +18,7 @@ import click
 
 from survive.catalog import builtin_root
 from survive.errors import ExitCode, UsageError
+from survive.output import program
 
 FILES = Path(__file__).resolve().parent / "files"
 SCHEMAS = ("schema/scenario.v1.json", "schema/target.v1.json")
@@ -262,16 +263,18 @@ def _told(folder: Path, done: Sequence[tuple[str, str]]) -> Iterator[str]:
 
 def _next(folder: Path, kind: str, name: str, ci: str) -> Iterator[str]:
     file = f"scenarios/{name}.survive.yaml"
+    elsewhere = folder.resolve() != Path.cwd().resolve()
+    survive = program(folder)
     commands = {
-        f"survive doctor {file}": "what this host lacks for it",
-        f"survive explain {file}": "what would happen, and what it could tell",
-        f"survive run {file}": "a minute",
+        f"{survive} doctor {file}": "what this host lacks for it",
+        f"{survive} explain {file}": "what would happen, and what it could tell",
+        f"{survive} run {file}": "a minute",
     }
     if kind in {"reference", "process"}:
-        commands[f"survive run {file} --virtual"] = "the same in counted time: seconds"
+        commands[f"{survive} run {file} --virtual"] = "the same in counted time: seconds"
     yield ""
     yield "next:"
-    if folder.resolve() != Path.cwd().resolve():
+    if elsewhere:
         yield f"  cd {_shown(folder)}"
     longest = max(map(len, commands))
     yield from (f"  {command:{longest}}  {why}" for command, why in commands.items())

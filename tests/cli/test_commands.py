@@ -59,6 +59,21 @@ def test_explain_shows_the_timeline_and_what_each_cell_tolerates():
     assert "tolerates" in chat[0]
 
 
+def test_explain_counts_recovery_from_the_heal_or_of_a_one_shot_from_its_inject():
+    done = survive("explain", "scenarios/node-loss.survive.yaml")
+    said = {
+        line.split()[1]: line.partition(" of the ")[2].split(",")[0]
+        for line in done.stdout.splitlines()
+        if " of the " in line and "recovery:" in line
+    }
+    assert said == {
+        "recovery:crash": "inject",
+        "recovery:hang": "heal",
+        "recovery:loss": "heal",
+        "recovery:index": "inject",
+    }
+
+
 def test_explain_says_why_a_cell_cannot_be_decided():
     done = survive("explain", QUICKSTART, "--set", "objectives.answers.min=99.99%")
     assert done.returncode == 0, done.stderr

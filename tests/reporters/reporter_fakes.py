@@ -57,9 +57,14 @@ class FakeRun:
     manifest: dict[str, Any] = field(default_factory=dict)
     folder: Path = FOLDER
 
+    why: tuple[tuple[str, int], ...] = ()
+
     def seconds(self, kind: str | None) -> tuple[FakeSecond, ...]:
         assert kind is None
         return self.rows
+
+    def failures(self) -> tuple[tuple[str, int], ...]:
+        return self.why
 
 
 def phase(name: str, start_s: float, end_s: float, start: float, end: float, **more: Any) -> Phase:

@@ -88,6 +88,11 @@ def test_lines_tell_phases_faults_and_every_ten_seconds_once():
     ]
 
 
+def test_what_comes_before_the_load_has_no_time():
+    text = told((-49.8, "run_ended", {"ended": "target_unhealthy"}))
+    assert text == "   ----   ended: target_unhealthy\n"
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "said"),
     [

@@ -256,6 +256,20 @@ def test_what_the_target_says_cannot_drive_the_terminal():
     assert "[bold]all" in rendered(verdict=verdict)
 
 
+def test_why_requests_failed_stands_beside_how_many():
+    run = replace(fakes.run(), why=(("status:404", 172), ("reset", 3)))
+    assert "  failed    status:404 × 172, reset × 3\n" in rendered(run)
+    assert "\n  failed " not in rendered()
+
+
+def test_a_load_that_never_began_is_no_sum_that_does_not_hold():
+    ended = fakes.FakeEvent(-S, "run_ended", {"ended": "target_unhealthy", "detail": "web"})
+    load = replace(fakes.load(), sent=0, ok=0, failed=0, timed_out=0, attempts=0)
+    report = rendered(fakes.run(rows=(), events=(ended,)), fakes.verdict(load=load))
+    assert f"  planned   {load.planned:,}, of which none was sent: the load never began\n" in report
+    assert "NOT CONSERVED" not in report
+
+
 def test_a_run_that_never_began():
     ended = fakes.FakeEvent(-S, "run_ended", {"ended": "target_unhealthy", "detail": "gateway"})
     nothing = fakes.load(

@@ -22,10 +22,13 @@ def host(tmp_path: Path) -> Host:
     return Host("external", tmp_path)
 
 
-async def serve(status: str = "200 OK", tls: ssl.SSLContext | None = None) -> asyncio.Server:
+async def serve(
+    status: str = "200 OK", tls: ssl.SSLContext | None = None, body: str = "{}"
+) -> asyncio.Server:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+        head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(f"{head}{body}".encode())
         await writer.drain()
         writer.close()
         await writer.wait_closed()
@@ -109,6 +112,18 @@ def test_its_entry_link_can_be_proxied_over_tls(host: Host, tmp_path: Path) -> N
             [listener] = driver.listeners(ENTRY)
             assert driver.entry() == listener.via == f"{url}#{listener.via.partition('#')[2]}"
             assert await host.get(listener.via) == await host.get(listener.address) == {}
+
+    host.run(main)
+
+
+def test_a_page_for_browsers_says_nothing_of_why(host: Host) -> None:
+    async def main(host: Host) -> None:
+        async with await serve("404 Not Found", body="<!DOCTYPE HTML>\n<p>no</p>") as server:
+            driver = host.make(spec(url_of(server)))
+            with pytest.raises(TargetUnhealthyError) as caught:
+                await driver.start()
+        assert caught.value.message.endswith("status 404 (for 0.5 s)")
+        assert "`health:` in the target file" in caught.value.hint
 
     host.run(main)
 
