@@ -26,8 +26,8 @@ from survive.judge.verdict import (
     Verdict,
     Word,
 )
-from survive.plan.model import Plan
 from survive.output import program
+from survive.plan.model import Plan
 from survive.plan.users import mean_users
 from survive.record.rates import mean_rps
 from survive.units import SECOND

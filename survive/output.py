@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 
@@ -50,15 +51,14 @@ def _wrapped(line: str, width: int) -> list[str]:
     return textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False) or [""]
 
 
-def program(start: str | os.PathLike[str] = ".") -> str:
+def program(start: Path = Path()) -> str:
     """How to type this program in a folder: its name, or where it is if that is on no PATH."""
-    called = os.path.abspath(sys.argv[0])
-    if os.path.basename(called) != "survive":  # python -m survive, a test
-        return "survive"
+    called = Path(sys.argv[0]).absolute()
     found = shutil.which("survive")
-    if found is not None and os.path.realpath(found) == os.path.realpath(called):
+    on_path = found is not None and Path(found).resolve() == called.resolve()
+    if called.name != "survive" or on_path:  # not so named: python -m survive
         return "survive"
-    return shlex.quote(min(os.path.relpath(called, start), called, key=len))
+    return shlex.quote(min(os.path.relpath(called, start), str(called), key=len))
 
 
 def to_nowhere(stream: Any, error: OSError) -> None:

@@ -26,7 +26,7 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_next_command_can_be_typed_where_survive_is_on_no_path(called: Path) -> None:
     (called.parents[2] / "shop").mkdir()
     assert output.program() == "'venv with blanks/bin/survive'"
-    assert output.program("shop") == "'../venv with blanks/bin/survive'"
+    assert output.program(Path("shop")) == "'../venv with blanks/bin/survive'"
 
 
 def test_a_program_on_the_path_is_its_name(called: Path, monkeypatch: pytest.MonkeyPatch) -> None:
