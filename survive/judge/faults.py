@@ -74,7 +74,20 @@ def back_after_s(fault: FaultReport) -> Number:
 
 def heals_owed(plan: Plan, events: Iterable[Event]) -> bool:
     """A fault that was injected is not proven gone: whatever else happened, exit 5."""
-    return any(life.heal_owed for life in lives(plan, events))
+    told = list(events)
+    return any(life.heal_owed for life in lives(plan, told)) or bool(left_over(told))
+
+
+def left_over(events: Iterable[Event]) -> list[str]:
+    """What a run left that is of no fault it can name: a process, a ledger that cannot be read."""
+    found = []
+    for event in events:
+        left = event.fields.get("unproven_heals") if event.name == EventName.RUN_ENDED else None
+        for entry in left if isinstance(left, list) else []:
+            if isinstance(entry, dict) and not entry.get("fault"):
+                hands = f"; by hand: {entry['by_hand']}" if entry.get("by_hand") else ""
+                found.append(f"the run may have left something: {entry.get('why')}{hands}")
+    return found
 
 
 def _remains(ended: Sequence[Event]) -> dict[str, list[str]]:

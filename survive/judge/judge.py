@@ -20,7 +20,7 @@ from survive.judge.cells import Evidence, metric_name, other_cells, shown_limit,
 from survive.judge.dispersion import LEAST_US
 from survive.judge.episodes import episodes
 from survive.judge.exits import Facts, exit_as_asked, exit_code, word_of
-from survive.judge.faults import PROVEN, Life, back_after_s, lives
+from survive.judge.faults import PROVEN, Life, back_after_s, left_over, lives
 from survive.judge.grades import asked_of, fault_grades, lowest, ungraded
 from survive.judge.hysteresis import loop_of
 from survive.judge.journeys import never_asked, with_journeys
@@ -485,8 +485,9 @@ class _Judgement:
         stops = self._record.named(EventName.STOPPED)
         unproven = [life for life in self._lives.values() if not life.proven]
         return Facts(
-            heal_unproven=tuple(
-                _unproven_heal(life) for life in self._lives.values() if life.heal_owed
+            heal_unproven=(
+                *(_unproven_heal(life) for life in self._lives.values() if life.heal_owed),
+                *left_over(self._record.events),
             ),
             signal=next((e.text("signal") or "SIGINT" for e in stops if _by(e, "signal")), ""),
             refused=(ended.text("detail"),) if ended.text("ended") == "refused" else (),

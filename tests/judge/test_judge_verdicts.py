@@ -585,6 +585,16 @@ def test_a_heal_is_owed_of_what_an_agent_died_over(tmp_path):
     assert "half done; by hand: tc qdisc del" in verdict.reasons[0]
 
 
+def test_what_a_dead_agents_ledger_cannot_tell_may_still_be_on(tmp_path):
+    left = [{"fault": "", "why": "its ledger: line 3 cannot be read", "by_hand": "look at it"}]
+    for faults in ((OUTAGE,), ()):
+        base = scenario(faults=faults, objectives=(ANSWERS,))
+        story = Story(base, ended="agent_died", unproven_heals=left)
+        verdict = verdict_of(story, tmp_path / str(len(faults)))
+        assert verdict.exit_code == 5
+        assert verdict.reasons[0].endswith("line 3 cannot be read; by hand: look at it")
+
+
 # ------------------------------------------------------------------------- recovery
 
 
