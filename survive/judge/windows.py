@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from survive.catalog import nearest
 from survive.errors import RecordError
 from survive.plan.model import GUARD_US, FaultWindow, Plan
 from survive.record.table import I64, phases_of, segments_of
@@ -97,6 +98,11 @@ class Windows:
     def _between(self, start_us: int, end_us: int) -> Mask:
         return (self.starts >= start_us) & (self.starts < end_us)
 
+    def _hint(self, window: str) -> str:
+        faults = [f"{kind}:{name}" for name in self._under for kind in ("fault", "recovery")]
+        phases = [f"phase:{phase.name}" for phase in self.plan.phases]
+        return nearest(window, ["run", "steady", *phases, *faults])
+
     def _transition(self, late: Iterable[tuple[int, int]], segments: I64) -> Mask:
         touched = np.zeros(len(self.starts), dtype=np.bool_)
         for planned_us, actual_us in late:
@@ -139,7 +145,9 @@ class Windows:
         elif kind == "calm":  # of a phase, what met no inject
             found = self.mask(f"phase:{name}", slices, crossed) & (crossed < 0)
         if found is None:
-            raise RecordError(f"the plan of this run has no window {window!r}")
+            raise RecordError(
+                f"the plan of this run has no window {window!r}", hint=self._hint(window)
+            )
         return found
 
     def repeats(self, name: str) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from survive.scenario.model import Scenario
 
 _PLAN_VERSION = 1
+_RUNS = "give one of runs/*/*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,11 @@ class Record:
         ``from_hlog`` derives the table from ``latency.hlog`` instead of reading ``table.npz``.
         """
         if not folder.is_dir():
-            raise RecordError(f"{folder} is not a run directory", hint="give one of runs/*/*")
+            raise RecordError(f"{folder} is not a run directory", hint=_RUNS)
+        if not (folder / PLAN).exists() and not (folder / EVENTS).exists():
+            last = folder / "latest"
+            hint = f"its last run is {last}" if last.is_dir() else _RUNS
+            raise RecordError(f"{folder} is not a run directory", hint=hint)
         plan = _read_plan(folder / PLAN)
         events = tuple(read_events(folder / EVENTS))
         if not any(event.name == EventName.RUN_ENDED for event in events):

@@ -52,8 +52,8 @@ PARTS: Mapping[str, Mapping[str, str]] = {
 }
 
 TOLD = {
-    "scenarios": "what to send, what to break, what must hold",
-    "targets": "what is under test, and what a run may touch",
+    "scenarios": "load, faults, objectives",
+    "targets": "the stack under test",
     "compose": "the containers of it",
     "schema": "for editors; works offline",
     ".github": "a gate on pull requests",
@@ -266,12 +266,12 @@ def _next(folder: Path, kind: str, name: str, ci: str) -> Iterator[str]:
     elsewhere = folder.resolve() != Path.cwd().resolve()
     survive = program(folder)
     commands = {
-        f"{survive} doctor {file}": "what this host lacks for it",
-        f"{survive} explain {file}": "what would happen, and what it could tell",
+        f"{survive} doctor {file}": "what this host lacks",
+        f"{survive} explain {file}": "what would happen",
         f"{survive} run {file}": "a minute",
     }
     if kind in {"reference", "process"}:
-        commands[f"{survive} run {file} --virtual"] = "the same in counted time: seconds"
+        commands[f"{survive} run {file} --virtual"] = "the same in seconds"
     yield ""
     yield "next:"
     if elsewhere:

@@ -119,8 +119,9 @@ def test_ramps_are_not_steady():
 def test_windows_the_plan_does_not_have_are_an_error():
     plan = make_plan(scenario())
     for window in ("phase:nope", "fault:nope", "recovery:nope", "nope", ""):
-        with pytest.raises(RecordError, match="no window"):
+        with pytest.raises(RecordError, match="no window") as caught:
             belongs(plan, window, 1)
+        assert "steady" in caught.value.hint or "did you mean" in caught.value.hint
 
 
 def test_no_window_divides_a_segment():

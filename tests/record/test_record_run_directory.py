@@ -240,6 +240,17 @@ def remove(name):
     return lambda folder: (folder / name).unlink()
 
 
+def test_the_folder_of_a_scenario_is_no_run_and_its_last_run_is_named(tmp_path):
+    with pytest.raises(RecordError, match="is not a run directory") as caught:
+        Record.load(tmp_path)
+    assert caught.value.hint == "give one of runs/*/*"
+    (tmp_path / "20261122T000000Z-1").mkdir()
+    (tmp_path / "latest").symlink_to("20261122T000000Z-1")
+    with pytest.raises(RecordError, match="is not a run directory") as caught:
+        Record.load(tmp_path)
+    assert caught.value.hint == f"its last run is {tmp_path}/latest"
+
+
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [

@@ -246,6 +246,7 @@ def test_as_typed_it_names_the_next_command_and_exits_2_the_second_time(tmp_path
     ]
     assert [run.returncode for run in runs] == [0, 2]
     assert "next:\n  cd shop\n  survive doctor scenarios/shop.survive.yaml" in runs[0].stdout
+    assert max(map(len, runs[0].stdout.splitlines())) <= 80
     assert "scenarios/shop.survive.yaml is there already" in runs[1].stderr
     assert "--force" in runs[1].stderr
 
