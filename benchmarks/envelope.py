@@ -133,7 +133,7 @@ def queue(folder: Path, seeds: int) -> Iterator[str]:
     """Poisson arrivals at one replica: an M/D/1 queue, whose waiting times are known."""
     yield "| phase | known limit | survives at ≥ | fails at ≤ | between them |"
     yield "|---:|---:|---|---|---:|"
-    for seconds in (10, 60, 300):
+    for seconds in (10, 60, 180):
         file = folder / f"queue-{seconds}.survive.yaml"
         file.write_text(scenario(seconds=seconds), encoding="utf-8")
         sets = ("target.services.inference.replicas=1", "load.arrivals=poisson")

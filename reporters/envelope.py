@@ -39,6 +39,7 @@ _ENDED = {
     "interrupted": "interrupted: this is what is known so far",
     "stopped": "the last run ended in a way after which no other is begun; see above",
 }
+_WHY = 200  # cells of a reason; the whole of it is in envelope.json
 _BROKEN_MOST = 6  # cells; all are in envelope.json
 
 
@@ -102,6 +103,9 @@ class EnvelopeReport:
 
     def _rate(self, level: Level) -> str:
         return words.rate(self.found.rps(level))
+
+    def _why(self, level: Level) -> str:
+        return self.glyphs.short(level.told.why, _WHY)
 
     def _load(self, level: Level) -> str:
         return f"{self._rate(level)} ({_times(level)})"
@@ -195,7 +199,7 @@ class EnvelopeReport:
                 good = sum(run.finding is Finding.SURVIVED for run in level.runs)
                 yield (
                     f"at {self._load(level)} the seeds disagree: {good} of {level.decided} runs "
-                    f"survived ({level.told.why})"
+                    f"survived ({self._why(level)})"
                 )
         for failed, survived in envelope.violations:
             yield (
@@ -206,11 +210,11 @@ class EnvelopeReport:
     def _unknown(self, envelope: Envelope) -> Iterator[str]:
         for level in envelope.levels:
             if level.finding is Finding.UNDECIDED:
-                yield f"undecided at {self._load(level)}: {level.told.why}"
+                yield f"undecided at {self._load(level)}: {self._why(level)}"
             if level.finding is Finding.HARNESS:
                 yield (
                     f"at {self._load(level)} the harness is the limit, which says nothing of the "
-                    f"target: {level.told.why}"
+                    f"target: {self._why(level)}"
                 )
 
     # ----------------------------------------------------------------- answer

@@ -266,7 +266,9 @@ class _Finding:
         told = replace(conditions, asked={"envelope": f"{float(load):.4g}x"})
         episode = run_once(seeded, told, make_plan(seeded))
         self.played += 1
-        if episode.code in ENDS_ALL or episode.verdict is None:
+        # What a virtual run did not heal is gone with its host; on a real one nobody may go on.
+        harmless = self.asked.virtual and episode.code is ExitCode.HEAL_UNPROVEN
+        if episode.verdict is None or (episode.code in ENDS_ALL and not harmless):
             return episode.code
         run = _told(episode, seeded)
         click.echo(f"  {run.finding}" + (f": {run.why}" if run.why else ""), err=True)

@@ -58,10 +58,11 @@ class Search:
         levels = envelope.levels
         low = envelope.survives
         ends = (Finding.FAILED, Finding.HARNESS)
-        if not any(level.finding in ends for level in levels):
-            return self._up(levels)
+        ended = any(level.finding in ends for level in levels)
+        if not ended and (higher := self._up(levels)):
+            return higher
         if low is None:
-            return self._down(levels)
+            return self._down(levels) if ended else None
         return next((f for gap in self._gaps(envelope, low) if (f := self._inside(*gap))), None)
 
     def _up(self, levels: Sequence[Level]) -> Fraction | None:

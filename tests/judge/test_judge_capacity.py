@@ -123,6 +123,14 @@ def test_what_no_load_decides_is_given_up_soon() -> None:
     assert exit_of(found, None) is ExitCode.INCONCLUSIVE
 
 
+def test_where_nothing_above_is_decided_the_lower_bound_is_still_found() -> None:
+    found = played(search(), lambda factor, _: S if factor <= 5 else U)
+    low, high = bounds(found)
+    assert low is not None and 5 / 1.1 < low <= 5 and high is None
+    assert exit_of(found, None) is ExitCode.INCONCLUSIVE
+    assert holds(found, Fraction(4)) is Word.SURVIVED
+
+
 def test_too_few_requests_at_low_load_are_passed() -> None:
     found = played(search(), lambda factor, n: U if factor < 2 else limit(7)(factor, n))
     low, high = bounds(found)
@@ -211,6 +219,7 @@ def verdict(code: ExitCode, *, waited_ms: float = 0.0, guilt: tuple[str, ...] = 
         (ExitCode.FAILED, F),
         (ExitCode.STOPPED, F),
         (ExitCode.INCONCLUSIVE, U),
+        (ExitCode.HEAL_UNPROVEN, U),
     ],
 )
 def test_a_verdict_says_something_of_the_target(code: ExitCode, finding: Finding) -> None:
