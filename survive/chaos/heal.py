@@ -204,11 +204,10 @@ def _unknown(path: Path, run: str, story: Story, *, acknowledged: bool) -> list[
     what, told = f"its ledger {path}", "; ".join(story.damage)
     if acknowledged:
         return [Finding(run, what, True, f"{told}: acknowledged")]
-    done = f"{told}: whatever was told there is not known, and may still be on"
-    line = f"look at what {story.target or run} may still have on, then "
-    return [
-        Finding(run, what, False, done, by_hand=f"{line}survive heal --run {run} --acknowledge")
-    ]
+    done = f"{told}: what was told there is not known, and may still be on"
+    look = f"look for what is still on at {story.target or run}"
+    by_hand = f"{look}, then survive heal --run {run} --acknowledge"
+    return [Finding(run, what, False, done, by_hand=by_hand)]
 
 
 def _look(run: str, story: Story) -> list[Finding]:

@@ -42,7 +42,7 @@ from survive.errors import HarnessError, RefusedError
 
 LEDGER = "ledger.ndjson"
 PROXY = "fault proxy"  # the name in it of the process that carries faults on links
-_HIGHEST_PID = 2**22  # Linux's own limit
+_HIGHEST_PID = 2**31 - 1  # what a system call takes
 KEPT = 50  # ledgers; older ones of runs that ended clean have nothing more to tell
 
 
