@@ -47,6 +47,7 @@ class _Call(list[Any]):
     """
 
     __slots__ = ()
+    _source_traceback = None  # asyncio's own call_soon_threadsafe looks for it
 
     def cancel(self) -> None:
         """See asyncio.Handle."""

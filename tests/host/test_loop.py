@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -204,3 +205,23 @@ def test_a_call_that_raises_is_reported_and_the_loop_goes_on() -> None:
     loop.close()
     assert cancelled.cancelled()
     assert [type(error) for error in reported] == [ValueError]
+
+
+def test_a_generator_that_is_dropped_half_way_is_closed() -> None:
+    """asyncio closes it through ``call_soon_threadsafe``."""
+    closed: list[float] = []
+
+    async def frames() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.append(asyncio.get_running_loop().time())
+
+    async def main() -> None:
+        async for _ in frames():
+            break
+        await asyncio.sleep(1)
+
+    virtual_run(main())
+    assert closed == [0.0]
