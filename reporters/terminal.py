@@ -26,7 +26,6 @@ from survive.judge.verdict import (
     Verdict,
     Word,
 )
-from survive.output import program
 from survive.plan.model import Plan
 from survive.plan.users import mean_users
 from survive.record.rates import mean_rps
@@ -62,11 +61,16 @@ class TerminalReporter:
         return "".join(f"{line.plain.rstrip()}\n" for line in lines).encode()
 
 
-def print_report(console: Console, record: StoredRun, verdict: Verdict) -> None:
-    """Print the report in the width, colours and characters that the console can show."""
+def print_report(
+    console: Console, record: StoredRun, verdict: Verdict, program: str = "survive"
+) -> None:
+    """Print the report in the width, colours and characters that the console can show.
+
+    ``program``: how to type this program where the reader is.
+    """
     width = min(WIDEST, max(NARROWEST, console.width))
     glyphs = glyphs_for(console.encoding)
-    for line in Report(record, verdict, width, glyphs, program()).lines():
+    for line in Report(record, verdict, width, glyphs, program).lines():
         line.rstrip()
         console.print(line, soft_wrap=True)
 

@@ -38,7 +38,7 @@ from survive.judge.faults import heals_owed
 from survive.judge.judge import judge
 from survive.judge.repeated import ENDS_ALL, worst
 from survive.judge.verdict import Verdict
-from survive.output import Unheard, to_nowhere
+from survive.output import Unheard, program, to_nowhere
 from survive.plan.model import Plan
 from survive.plan.plan import make_plan
 from survive.record.reader import Record
@@ -510,7 +510,7 @@ def _show(record: Record, verdict: Verdict, form: str) -> None:
     terminal = load_module(builtin_root() / "reporters" / "terminal.py")
     console = console_on(sys.stdout)
     with console.capture() as captured:
-        terminal.print_report(console, record, verdict)
+        terminal.print_report(console, record, verdict, program())
     say(captured.get().encode(sys.stdout.encoding, "replace"))
 
 
