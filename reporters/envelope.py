@@ -159,8 +159,11 @@ class EnvelopeReport:
             line.append(f"{level.finding:<9}  ", _STYLE[level.finding])
         for name in block:
             cell = _worst([cell for cell in _cells(level) if cell.name == name])
-            said = "" if cell is None else f"{_MARK[cell.verdict]}{observed_text(cell)}"
-            style = "" if cell is None else _CELL_STYLE[cell.verdict]
+            verdict = Word.SURVIVED if cell is None else cell.verdict
+            if level.finding is Finding.HARNESS and verdict is Word.FAILED:
+                verdict = Word.INCONCLUSIVE  # broken, and nobody can say by whom
+            said = "" if cell is None else f"{_MARK[verdict]}{observed_text(cell)}"
+            style = _CELL_STYLE[verdict]
             line.append(fill(self.glyphs.short(said, column), column + 1), style)
         return line
 

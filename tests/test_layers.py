@@ -34,7 +34,7 @@ ALLOWED = {
     "survive/chaostoolkit": CONTRACTS
     | {"survive.chaos", "survive.host.sockets", "survive.scenario"},
     "faults": CONTRACTS,
-    "reporters": CONTRACTS | {"survive.record", "survive.judge", "survive.plan"},
+    "reporters": CONTRACTS | {"survive.record", "survive.judge", "survive.plan", "survive.output"},
     "targets/reference": CONTRACTS,
 }
 # Drivers are the host's hands: they may use its transports, handles and process tools.
