@@ -21,6 +21,7 @@ from survive.host.sockets import SocketTransport
 
 SLOW = Toxic("sv-slow#1", "latency", attributes={"latency": 50, "jitter": 5})
 AWKWARD = "gateway -> inference#1"
+RUN = f"link-{os.getpid()}"  # of its own: a heal elsewhere ends whatever bears its run's mark
 
 
 @contextlib.asynccontextmanager
@@ -28,9 +29,7 @@ async def a_link(tmp_path, name=AWKWARD):
     """(server, link) of a fresh embedded proxy in front of an echo server."""
     started = []
     transport = SocketTransport()
-    server = await ProxyServer.start(
-        "run-1", lambda *entry: started.append(entry), tmp_path / "log"
-    )
+    server = await ProxyServer.start(RUN, lambda *entry: started.append(entry), tmp_path / "log")
     address, behind = await upstream(echo)
     try:
         assert started == [("fault proxy", server.pid, processes.start_time(server.pid))]
@@ -139,7 +138,7 @@ def test_the_proxy_dies_with_a_kill_of_its_input(tmp_path):
     async def test():
         began = time.monotonic()
         async with a_link(tmp_path) as (server, _):
-            assert server.pid in [pid for pid, _ in processes.marked("run-1")]
+            assert server.pid in [pid for pid, _ in processes.marked(RUN)]
         assert time.monotonic() - began < 3
 
     asyncio.run(test())
