@@ -33,7 +33,7 @@ _MARK = {Word.SURVIVED: " ", Word.INCONCLUSIVE: "?", Word.FAILED: "!"}
 _CELL_STYLE = {Word.SURVIVED: "", Word.INCONCLUSIVE: "yellow", Word.FAILED: "bold red"}
 _ORDER = (Word.SURVIVED, Word.INCONCLUSIVE, Word.FAILED)
 _HEAD = 36  # factor, rate, runs and finding
-_COLUMN = (9, 16)  # least and greatest width of an objective
+_COLUMN = (9, 18)  # least and greatest width of an objective
 _ENDED = {
     "runs": "no more runs were allowed (--max-runs): the bounds may be further apart",
     "interrupted": "interrupted: this is what is known so far",
