@@ -25,6 +25,7 @@ from survive.contracts import Fault, Reporter
 from survive.errors import SurviveError, UsageError
 
 PACKAGE = "survive_ext"
+_MOST_NAMED = 30  # names in a hint
 
 
 def builtin_root() -> Path:
@@ -227,9 +228,13 @@ def _tree(path: Path) -> ast.Module:
 
 
 def nearest(name: str, known: Sequence[str] | dict[str, Any] | Iterator[str]) -> str:
-    """A hint with the closest known name, or the whole list if none is close."""
+    """A hint with the closest known name; if none is close all of them, or their families."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(names)}" if names else ""
+    if len(names) > _MOST_NAMED:
+        families = {name.partition(".")[0]: "." in name for name in names}
+        names = [f"{family}.*" if more else family for family, more in families.items()]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"known: {', '.join(names[:_MOST_NAMED])}{more}" if names else ""

@@ -144,11 +144,8 @@ def _unknown(override: Override, node: Node, kind: Any, step: str, *, last: bool
 
 
 def _problem(override: Override, step: str, known: Sequence[str]) -> Problem:
-    return Problem(
-        override.where,
-        f"nothing is called {step!r} in {'.'.join(override.path)}",
-        nearest(step, known),
-    )
+    whole = f" in {'.'.join(override.path)}" if len(override.path) > 1 else ""
+    return Problem(override.where, f"nothing is called {step!r}{whole}", nearest(step, known))
 
 
 def _through(override: Override) -> Problem:

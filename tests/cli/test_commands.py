@@ -118,6 +118,13 @@ def test_every_fault_describes_itself():
     }
 
 
+def test_a_kind_that_nobody_knows_is_answered_with_families_and_not_with_all_kinds():
+    done = survive("faults", "nope")
+    assert done.returncode == 2
+    assert "chaostoolkit.*, container.*, dependency.*, gpu.*" in done.stderr
+    assert "gpu.lost" not in done.stderr
+
+
 def test_one_fault_in_words():
     done = survive("faults", "network.latency")
     assert "does not certify" in done.stdout
