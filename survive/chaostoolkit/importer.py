@@ -20,7 +20,7 @@ import yaml
 from survive.catalog import Catalog
 from survive.chaostoolkit.pairing import pair
 from survive.errors import ScenarioError, UsageError
-from survive.scenario.loader import load_scenario
+from survive.scenario.loader import load_scenario, to_yaml
 
 RATE = 5  # requests a second of each kind: 95 % can be told from 59 good answers
 WARM_UP_S, STEADY_S, AFTER_S = 3, 20, 30
@@ -54,12 +54,7 @@ class Imported:
             *(f"- {note}" for note in self.notes),
         ]
         lines = [f"# {line}" for text in head for line in text.splitlines()]
-        body = yaml.safe_dump(
-            {**self.scenario, "x-left-out": self.notes},
-            sort_keys=False,
-            allow_unicode=True,
-            width=96,
-        )
+        body = to_yaml({**self.scenario, "x-left-out": self.notes}, width=96)
         return "\n".join(lines) + "\n" + body
 
 

@@ -303,9 +303,9 @@ def _is_name(text: str) -> bool:
 # ------------------------------------------------------------------------------- writing
 
 
-def to_yaml(raw: Any) -> str:
+def to_yaml(raw: Any, *, width: int = 1 << 20) -> str:
     """YAML that our strict reader reads back as the same data."""
-    return yaml.dump(raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 20)
+    return yaml.dump(raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width)
 
 
 class _Dumper(yaml.SafeDumper):

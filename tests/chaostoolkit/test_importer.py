@@ -65,6 +65,12 @@ def test_the_hypothesis_becomes_traffic_and_objectives(imported):
     assert scenario.about == "one replica is lost" and notes == []
 
 
+@pytest.mark.parametrize("text", ["y", "No", "1e5", "0x10", "1_000", "a: b", "# x", "~"])
+def test_text_that_yaml_could_take_for_something_else_stays_text(imported, text):
+    scenario, *_ = imported(experiment(description=text))
+    assert scenario.about == text
+
+
 def test_tolerances_methods_and_bodies(imported):
     post = {"type": "http", "url": "http://127.0.0.1:8080/chat", "method": "POST",
             "headers": {"Content-Type": "application/json", "X-A": "b"},
