@@ -89,6 +89,7 @@ def test_the_harness_bounds_itself_and_never_the_target() -> None:
     found = played(search(), lambda factor, _: S if factor <= 5 else H)
     assert found.fails is None and found.harness is not None and found.survives is not None
     assert found.survives.factor <= 5 < found.harness.factor <= found.survives.factor * 1.1
+    assert found.levels[-1].factor == 8  # what it cannot send it is not asked for twice as much of
     assert exit_of(found, None) is ExitCode.INCONCLUSIVE
     assert holds(found, Fraction(3)) is Word.SURVIVED
     assert holds(found, Fraction(8)) is Word.INCONCLUSIVE
