@@ -1,4 +1,5 @@
-"""The table of scenarios in README.md (``make docs``): what each claims, breaks, measures, finds.
+"""The scenarios on pages (``make docs``): README.md lists what they claim, docs/scenarios.md has a
+table of what each claims, breaks, measures and finds.
 
 All of it comes from the files: a claim is in the table because a scenario has an objective for it.
 """
@@ -18,7 +19,7 @@ _BREAK = "<br>"
 
 
 def with_table(page: str, rows: str) -> str:
-    """A page with the table between its markers. Raises ValueError if it has lost them."""
+    """A page with its list or table between the markers. Raises ValueError if it lost them."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -33,16 +34,27 @@ def scenarios(root: Path) -> list[Scenario]:
     return [load_scenario(file, catalog=Catalog(file)) for file in files]
 
 
+def claims(found: Sequence[Scenario], root: Path) -> str:
+    """What people say of such stacks, each beside the scenario that measures it; then the rest."""
+    said = [f"{_text(claim)} ({_link(s, root)})" for s in found for claim in s.claims]
+    rest = [_link(s, root) for s in found if not s.claims]
+    return f"{' · '.join(said)}\n\nAnd {', '.join(rest)}."
+
+
 def table(found: Sequence[Scenario], root: Path) -> str:
-    """A row each."""
+    """A row each, for a page in docs/."""
     head = "| scenario | claims | breaks | measured by | finds |\n|---|---|---|---|---|\n"
     return head + "\n".join(_row(scenario, root) for scenario in found)
 
 
-def _row(scenario: Scenario, root: Path) -> str:
+def _link(scenario: Scenario, root: Path, up: str = "") -> str:
     at = scenario.folder.relative_to(root) / f"{scenario.name}.survive.yaml"
+    return f"[{scenario.name}]({up}{at})"
+
+
+def _row(scenario: Scenario, root: Path) -> str:
     cells = (
-        f"[{scenario.name}]({at})",
+        _link(scenario, root, "../"),
         _claims(scenario),
         _codes(fault.kind for fault in scenario.faults.values()),
         _BREAK.join(dict.fromkeys(_limit(scenario, name) for name in _telling(scenario))),

@@ -1,12 +1,13 @@
-"""README.md's table of scenarios: in step with the files, and no claim without an objective."""
+"""The scenarios on pages: in step with the files, and no claim without an objective."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from survive.host.gallery import BEGIN, END, scenarios, table, with_table
+from survive.host.gallery import BEGIN, END, claims, scenarios, table, with_table
 from survive.scenario.model import Scenario
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,9 +45,21 @@ def found() -> list[Scenario]:
     return scenarios(ROOT)
 
 
-def test_the_committed_table_is_current(found: list[Scenario]) -> None:
+@pytest.mark.parametrize(("page", "part"), [("README.md", claims), ("docs/scenarios.md", table)])
+def test_the_committed_pages_are_current(
+    found: list[Scenario], page: str, part: Callable[[list[Scenario], Path], str]
+) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert text == with_table(text, part(found, ROOT)), "run: make docs"
+
+
+def test_readme_names_every_claim_and_every_scenario_and_stays_short(
+    found: list[Scenario],
+) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text == with_table(text, table(found, ROOT)), "run: make docs"
+    assert all(claim in text for claim in CLAIMS)
+    assert all(f"[{scenario.name}](" in text for scenario in found)
+    assert len(text.splitlines()) <= 150
 
 
 def test_every_claim_is_measured_and_nothing_is_claimed_by_the_way(found: list[Scenario]) -> None:
@@ -56,7 +69,7 @@ def test_every_claim_is_measured_and_nothing_is_claimed_by_the_way(found: list[S
 def test_a_row_says_what_is_claimed_broken_measured_and_found(found: list[Scenario]) -> None:
     quickstart = next(s for s in found if s.name == "quickstart")
     row = table([quickstart], ROOT).splitlines()[2].replace("\N{NO-BREAK SPACE}", " ")
-    assert row.startswith("| [quickstart](scenarios/quickstart.survive.yaml) | ")
+    assert row.startswith("| [quickstart](../scenarios/quickstart.survive.yaml) | ")
     assert "400M → 6B requests a day" in row and "`gpu.lost`<br>`network.latency`" in row
     assert "success ≥ 90%" in row and row.endswith("| `no_health_checks` |")
 
