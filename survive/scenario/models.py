@@ -641,8 +641,9 @@ class ServiceModel(Strict):
     )
     ca: Text | None = Field(
         None,
-        description="PEM file of the authority that an https url is verified with, beside this "
-        "file; default the system's.",
+        description="PEM file of the authority that an https url is verified with, in the folder "
+        "beside this file that has its name (targets/staging/ for targets/staging.yaml); default "
+        "the system's.",
     )
     replicas: int = Field(1, ge=1, le=1000, description="How many. Default 1.")
     standby: int = Field(
