@@ -91,6 +91,16 @@ class Report:
     def lines(self) -> Iterator[Text]:
         """The whole report, top to bottom; the verdict stands last, where the eye ends."""
         yield from self._header()
+        # Sixty lines of "nothing was measured" would hide the one that says why.
+        if told.began(self.record) or self.verdict.exit_code is ExitCode.HEAL_UNPROVEN:
+            yield from self._measured()
+        else:
+            yield Text("the load never began: nothing was measured, nothing injected")
+        yield Text()
+        yield from self._sentence()
+        yield from self._next()
+
+    def _measured(self) -> Iterator[Text]:
         yield from self._objectives()
         yield from self.timeline()
         for fault in self.verdict.faults:
@@ -100,9 +110,6 @@ class Report:
         yield from self._section("episodes", self._episodes())
         yield from self._section("load", self._load(self.verdict.load))
         yield from self._section("also", self._reasons())
-        yield Text()
-        yield from self._sentence()
-        yield from self._next()
 
     # ------------------------------------------------------------------ frame
 

@@ -265,7 +265,7 @@ def _sums(record: StoredRun, load: LoadReport, glyphs: Glyphs) -> Iterator[Line]
         ("abandoned", load.abandoned),
         ("in_flight", load.in_flight),
     )
-    if load.planned is not None and not _began(record):
+    if load.planned is not None and not began(record):
         said = f"{words.count(load.planned)}, of which none was sent: the load never began"
         yield Line("planned", said)
     elif load.planned is not None:
@@ -277,7 +277,7 @@ def _sums(record: StoredRun, load: LoadReport, glyphs: Glyphs) -> Iterator[Line]
     yield _sum("sent", load.sent, fates, glyphs)
 
 
-def _began(record: StoredRun) -> bool:
+def began(record: StoredRun) -> bool:
     """Whether there was any load: a run may end while its target starts."""
     ended = [event.t_us for event in record.events if event.name == "run_ended"]
     return not ended or ended[-1] >= 0

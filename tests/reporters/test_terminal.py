@@ -23,6 +23,7 @@ from survive.judge.verdict import Spread, Stalls, Word
 from survive.plan.model import FaultWindow
 
 terminal = module("terminal")
+told = module("told")
 GOLDEN = Path(__file__).parent / "golden"
 VERDICTS = {
     "survived": fakes.verdict,
@@ -265,9 +266,9 @@ def test_why_requests_failed_stands_beside_how_many():
 def test_a_load_that_never_began_is_no_sum_that_does_not_hold():
     ended = fakes.FakeEvent(-S, "run_ended", {"ended": "target_unhealthy", "detail": "web"})
     load = replace(fakes.load(), sent=0, ok=0, failed=0, timed_out=0, attempts=0)
-    report = rendered(fakes.run(rows=(), events=(ended,)), fakes.verdict(load=load))
-    assert f"  planned   {load.planned:,}, of which none was sent: the load never began\n" in report
-    assert "NOT CONSERVED" not in report
+    lines = [line.text for line in told.of_load(fakes.run(rows=(), events=(ended,)), load)]
+    assert f"{load.planned:,}, of which none was sent: the load never began" in lines
+    assert not any("NOT CONSERVED" in line for line in lines)
 
 
 def test_a_run_that_never_began():
@@ -287,6 +288,9 @@ def test_a_run_that_never_began():
     report = rendered(fakes.run(rows=(), events=(ended,)), verdict)
     assert "INCONCLUSIVE quickstart: gateway never became healthy" in report
     assert "0s  seed 42" in report
+    assert "the load never began" in report and len(report.splitlines()) < 10
+    owed = replace(verdict, exit_code=ExitCode.HEAL_UNPROVEN)
+    assert "\nLOAD\n" in rendered(fakes.run(rows=(), events=(ended,)), owed)
 
 
 def test_the_catalog_finds_the_reporters_and_no_helper():
