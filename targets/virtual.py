@@ -309,6 +309,15 @@ def _own_clock() -> Clock:
     return VirtualClock(loop, 0.0) if isinstance(loop, VirtualLoop) else LoopClock(0.0)
 
 
+def _line(error: Exception, path: Path) -> str:
+    """``:12``, where that file stopped; "" if it was never run."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f":{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f":{lines[-1]}" if lines else ""
+
+
 def _make_app(folder: Path, service: Service) -> MakeApp:
     """Load ``file.py:function``. Raises RefusedError if the service is no ASGI app."""
     if not service.app:
@@ -320,7 +329,13 @@ def _make_app(folder: Path, service: Service) -> MakeApp:
     path = (folder / file).resolve()
     if not path.is_file():
         raise RefusedError(f"service {service.name}: there is no file {path}")
-    make = getattr(load_module(path), function, None)
+    try:
+        make = getattr(load_module(path), function, None)
+    except Exception as error:  # a team's own code, run on import
+        why = f"{type(error).__name__}: {error}"
+        raise RefusedError(
+            f"service {service.name}: {path}{_line(error, path)} cannot be loaded: {why}"
+        ) from error
     if not callable(make):
         raise RefusedError(f"service {service.name}: {path} defines no {function}")
     app: MakeApp = make

@@ -40,6 +40,28 @@ def test_a_missing_file_is_refused(host: Host) -> None:
     host.run(main)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\ny = 1 / 0\n", r"broken\.py:2 cannot be loaded: ZeroDivisionError"),
+        ("x = 1\n\ndef (:\n", r"broken\.py:3 cannot be loaded: SyntaxError"),
+        ("import no_such_module_of_ours\n", r"broken\.py:1 cannot be loaded: ModuleNotFoundError"),
+    ],
+)
+def test_a_file_that_cannot_be_loaded_is_refused_and_no_bug_of_ours(
+    host: Host, text: str, said: str
+) -> None:
+    (host.folder / "broken.py").write_text(text)
+
+    async def main(host: Host) -> None:
+        app = Service("x", app="broken.py:make_app")
+        driver = host.make(target({"x": app}, entry="x", folder=host.folder))
+        with pytest.raises(RefusedError, match=said):
+            await driver.start()
+
+    host.run(main)
+
+
 def test_restart_takes_exactly_its_time(host: Host) -> None:
     async def main(host: Host) -> None:
         driver = host.make(stack(host.folder, restart_us=3_000_000))
