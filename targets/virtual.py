@@ -134,7 +134,7 @@ class Driver(Roster[_Replica]):
 
     Boots are not reported to ``context.started``: a boot number in a ledger would read as the pid
     of a process of this host, and there is nothing to clean up after a virtual run.
-    ``replicas`` has the boot number as ``pid``, its time in µs as ``start_time``.
+    ``replicas`` has the boot number as ``pid``, its µs since time began as ``start_time``.
     """
 
     soonest_restart_us: ClassVar[int] = 10_000

@@ -29,6 +29,7 @@ from survive.contracts import AsgiApp, Scope
 from survive.host.listener import Listener, Pipe
 from survive.host.protocol import Rewriting
 from survive.transport import Broken, CallFailedError, Request
+from survive.units import SECOND
 
 LEAVE_GRACE_S = 1.0  # how long an app may go on after its client left
 HIGH_WATER = 256 * 1024  # unread bytes of an answer at which its app has to wait
@@ -60,7 +61,8 @@ _NODE: contextvars.ContextVar[Node | None] = contextvars.ContextVar("survive_nod
 
 
 class Node:
-    """One boot of one replica. ``boot`` is unique in its network, as a pid is on a host.
+    """One boot of one replica. ``boot`` is unique in its network, as a pid is on a host;
+    ``born_us`` counts from when time began, before the run's origin.
 
     ``on_end`` is called once, with the reason, when the node is gone for whatever cause.
     """
@@ -662,7 +664,7 @@ class MemoryNetwork:
     def node(self, name: str) -> Node:
         """A new node, born now; it does not listen yet."""
         self._boots += 1
-        return Node(name, self._boots, self.clock.now_us())
+        return Node(name, self._boots, round(asyncio.get_running_loop().time() * SECOND))
 
     def listen(self, address: str, node: Node) -> None:
         """From now on ``node`` answers there. Raises ValueError if a living one does already."""

@@ -67,11 +67,11 @@ def test_restart_takes_exactly_its_time(host: Host) -> None:
         driver = host.make(stack(host.folder, restart_us=3_000_000))
         await driver.start()
         [spec, _] = driver.replicas("leaf")
-        killed = host.clock.now_us()
+        await host.clock.sleep_until(host.clock.now_us() + 1_000_000)
         await driver.open(spec, Needs.REPLICA).kill()
         await host.until(lambda: host.answers(spec), 5.0)
         [again, _] = driver.replicas("leaf")
-        assert again.start_time == killed + 3_000_000
+        assert again.start_time == spec.start_time + 1_000_000 + 3_000_000
         assert again.pid == 4  # after leaf-0, leaf-1 and front-0
 
     host.run(main)

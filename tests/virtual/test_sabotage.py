@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from survive.catalog import Catalog
+from survive.chaos.ledger import LEDGER, Ledger, folders
 from survive.errors import ExitCode
 from survive.host.command import run_scenario
 
@@ -30,6 +31,7 @@ HELD = sorted(kind for kind in KINDS if Catalog().fault(kind).held)
 
 PLUGIN = """
 from survive.catalog import Catalog
+from survive.chaos.ledger import LEDGER, Ledger, folders
 
 Honest = type(Catalog().fault({kind!r}))
 
@@ -87,6 +89,8 @@ def test_the_honest_fault_is_proven_and_healed(tmp_path, kind):
     assert fault["proof"] == "proven"
     assert fault["heal_proof"] == ("proven" if kind in HELD else "none (one-shot)")
     assert verdict["exit_code"] in {0, 1}
+    (folder,) = folders()
+    assert Ledger.read(folder / LEDGER).damage == []  # what a killed run leaves can be read
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
