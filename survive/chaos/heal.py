@@ -341,14 +341,17 @@ async def end_processes(run: str, story: Story) -> list[tuple[str, Named, bool]]
     loop = asyncio.get_running_loop()
     deadline = loop.time() + KILL_WITHIN_S
     seen: dict[Named, str] = {}
-    while left := leftovers(run, story):
-        for label, process in left:
+    while True:
+        found = leftovers(run, story)
+        for label, process in found:
             seen.setdefault(process, label)
+        # One that is dying shows its mark no more, and is not gone yet.
+        left = [process for process in seen if process.alive()]
+        if not (found or left) or loop.time() > deadline:
+            return [(label, process, process not in left) for process, label in seen.items()]
+        for process in left:
             processes.send(process.pid, process.start_time, signal.SIGKILL)
-        if loop.time() > deadline:
-            break
         await asyncio.sleep(_POLL_S)
-    return [(label, process, not process.alive()) for process, label in seen.items()]
 
 
 async def _until_gone(those: list[Named]) -> None:

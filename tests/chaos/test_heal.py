@@ -13,9 +13,9 @@ import time
 import pytest
 from chaostools import new_run_id
 
-from survive.chaos import processes
+from survive.chaos import heal, processes
 from survive.chaos.heal import heal_leftovers
-from survive.chaos.ledger import LEDGER, Ledger, Named, Owner, state_dir
+from survive.chaos.ledger import LEDGER, Ledger, Named, Owner, Story, state_dir
 from survive.contracts import HandleSpec, Injection
 from survive.errors import RefusedError, UsageError
 
@@ -398,3 +398,26 @@ def test_it_can_be_called_where_a_loop_runs():
     from survive.chaos.heal import heal_all
 
     assert asyncio.run(heal_all()).clean
+
+
+def test_a_process_that_is_dying_and_shows_no_mark_any_more_is_waited_for(monkeypatch):
+    sleeper = subprocess.Popen(["sleep", "30"])
+    process = Named(sleeper.pid, processes.start_time(sleeper.pid))
+    seen = iter([[("process of the run", process)]])
+    monkeypatch.setattr(heal, "leftovers", lambda run, story: next(seen, []))
+    sent = []
+
+    def send(pid, start_time, number):
+        """As on a busy host: the signal is there, and death takes its time."""
+        sent.append(pid)
+        if len(sent) == 4:
+            processes_send(pid, start_time, number)
+
+    processes_send = processes.send
+    monkeypatch.setattr(processes, "send", send)
+    try:
+        ended = asyncio.run(heal.end_processes("a-run", Story()))
+    finally:
+        sleeper.kill()
+        sleeper.wait(5)
+    assert ended == [("process of the run", process, True)]
