@@ -351,9 +351,10 @@ def test_a_whole_run_is_the_same_with_and_without(
 
     requests = [Request("GET", f"/{number}") for number in range(2 * len(corpus))]
     kinds: list[CompiledKind] = [
-        make_kind(requests=requests, timeout_us=400_000, expect_status=frozenset({200, 201}))
+        # Its server is this very process, which a busy host may stop for half a second.
+        make_kind(requests=requests, timeout_us=3 * SECOND, expect_status=frozenset({200, 201}))
     ]
-    plan = make_plan(kinds, rps=300, for_us=2 * SECOND, lanes=16)
+    plan = make_plan(kinds, rps=300, for_us=2 * SECOND, lanes=40)
 
     async def main() -> dict[str, int]:
         async with raw_server(serve) as address:
