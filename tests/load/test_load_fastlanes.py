@@ -389,3 +389,42 @@ def test_a_lane_that_becomes_free_takes_what_is_overdue_at_once(scene: Scene) ->
     assert scene.fast.second()[0] == 1  # it waited for a lane
     scene.fast.lease_us = 0
     assert scene.fast.take(now) is None
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_freed_lane_with_a_connection_is_served_here(connected: bool) -> None:
+    """Else whoever was late once would be served by the lanes' own code for as long as it is."""
+    kinds = [make_kind()]
+    plan = make_plan(kinds, rps=100, for_us=SECOND)
+    fast = fastlanes.FastLanes(1, [(True, 3600 * SECOND, [200], None, [PAYLOAD])], [], b"")
+    fast.origin_ns = time.monotonic_ns() - 2 * 10**9  # all of it is overdue
+    filing = Filing(plan)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+
+    class One:
+        index = 0
+
+        def lend(self) -> int:
+            return ours.fileno() if connected else -1
+
+        def switch(self, work: object) -> None:
+            """It is asked for its connection, and has none yet."""
+
+    lane = One()
+
+    def now_us() -> int:
+        return int(time.monotonic_ns() - fast.origin_ns) // 1000
+
+    cursor = desk.FastCursor(fast, plan, iter(_blocks(plan)), filing)
+    one = desk.FastDesk(fast, cursor, filing, [lane], lambda: lane, now_us, alone=True)
+    fast.turn(0, 0)  # makes the lane, which is handed its first arrival
+    try:
+        taken = one.freed(lane, now_us(), takes=True)
+        assert (taken is None) is connected
+        if connected:
+            one.hand_out()
+            assert theirs.recv(1 << 16) == PAYLOAD
+    finally:
+        ours.close()
+        theirs.close()
