@@ -17,9 +17,9 @@ from rich.text import Text
 from survive.judge.comparison import CellChange, Change, Comparison
 
 from . import changed, words
-from .glyphs import Glyphs, fill, glyphs_for
+from .glyphs import Glyphs, fill
+from .printed import print_lines
 
-NARROWEST, WIDEST = 60, 140
 _FAINT = "bright_black"
 _WINDOW = 16  # cells that the name of a window may claim before a column is given up
 _NAME = 18  # of a fault, and of a request with its series
@@ -36,10 +36,7 @@ _STYLE = {
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """Print it in the width, colours and characters that the console can show."""
-    width = min(WIDEST, max(NARROWEST, console.width))
-    for line in Page(comparison, width, glyphs_for(console.encoding)).lines():
-        line.rstrip()
-        console.print(line, soft_wrap=True)
+    print_lines(console, lambda width, glyphs: Page(comparison, width, glyphs).lines())
 
 
 @dataclass(frozen=True, slots=True)

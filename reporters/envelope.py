@@ -18,10 +18,10 @@ from survive.judge.verdict import Cell, Word
 
 from . import words
 from .axis import FAINT
-from .glyphs import Glyphs, fill, glyphs_for
+from .glyphs import Glyphs, fill
+from .printed import print_lines
 from .sentence import observed_text
 
-NARROWEST, WIDEST = 60, 140
 _STYLE = {
     Finding.SURVIVED: "green",
     Finding.FAILED: "bold red",
@@ -45,10 +45,7 @@ _BROKEN_MOST = 6  # cells; all are in envelope.json
 
 def print_envelope(console: Console, found: Finished) -> None:
     """Print it in the width, colours and characters that the console can show."""
-    width = min(WIDEST, max(NARROWEST, console.width))
-    for line in EnvelopeReport(found, width, glyphs_for(console.encoding)).lines():
-        line.rstrip()
-        console.print(line, soft_wrap=True)
+    print_lines(console, lambda width, glyphs: EnvelopeReport(found, width, glyphs).lines())
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from survive.judge.repeated import CellOfAll, cells_of_all
 from survive.judge.verdict import Number, Verdict
 
 from . import words
-from .glyphs import Glyphs, fill, glyphs_for
+from .glyphs import Glyphs, fill
+from .printed import print_lines
 
-NARROWEST, WIDEST = 60, 140
 _STYLE = {"survived": "green", "failed": "bold red", "inconclusive": "bold yellow"}
 _FAINT = "bright_black"
 _ROOMY = 76  # from here on there is room for the interval
@@ -28,17 +28,16 @@ Told = tuple[int, str, int, Verdict | None]  # seed, folder, exit code, verdict
 
 def print_episodes(console: Console, episodes: Sequence[Told]) -> None:
     """The runs, and their cells over all of them."""
-    width = min(WIDEST, max(NARROWEST, console.width))
-    glyphs = glyphs_for(console.encoding)
+    print_lines(console, lambda width, glyphs: _lines(episodes, width, glyphs))
+
+
+def _lines(episodes: Sequence[Told], width: int, glyphs: Glyphs) -> Iterator[Text]:
     verdicts = [verdict for *_, verdict in episodes if verdict is not None]
-    lines = [*_runs(episodes, glyphs)]
+    yield from _runs(episodes, glyphs)
     if any(verdict.load.model == "closed" for verdict in verdicts):
-        lines += [Text(piece, "bold") for piece in glyphs.wrapped(words.CLOSED, width)]
+        yield from (Text(piece, "bold") for piece in glyphs.wrapped(words.CLOSED, width))
     if verdicts:
-        lines += _cells(cells_of_all(verdicts), len(verdicts), width, glyphs)
-    for line in lines:
-        line.rstrip()
-        console.print(line, soft_wrap=True)
+        yield from _cells(cells_of_all(verdicts), len(verdicts), width, glyphs)
 
 
 def _runs(episodes: Sequence[Told], glyphs: Glyphs) -> Iterator[Text]:

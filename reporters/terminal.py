@@ -33,12 +33,13 @@ from survive.units import SECOND
 
 from . import axis as draw
 from . import told, words
-from .glyphs import UNICODE, Glyphs, fill, glyphs_for
+from .glyphs import UNICODE, Glyphs, fill
 from .inputs import Second, StoredRun, ended_us
 from .matrix import Square, matrix_of, rows
+from .printed import print_lines
 from .sentence import observed_text, sentence
 
-NARROWEST, WIDEST, PLAIN = 60, 140, 80
+PLAIN = 80
 PAGE = "report.html"  # of the run directory; older runs and those of others may have none
 _ROOMY = 76  # from here on there is room for explanations beside numbers
 _WINDOW = 18  # cells that the name of a window may claim before an interval is shown
@@ -68,11 +69,9 @@ def print_report(
 
     ``program``: how to type this program where the reader is.
     """
-    width = min(WIDEST, max(NARROWEST, console.width))
-    glyphs = glyphs_for(console.encoding)
-    for line in Report(record, verdict, width, glyphs, program).lines():
-        line.rstrip()
-        console.print(line, soft_wrap=True)
+    print_lines(
+        console, lambda width, glyphs: Report(record, verdict, width, glyphs, program).lines()
+    )
 
 
 reporter = TerminalReporter()

@@ -55,6 +55,31 @@ def scenario_options(command: F) -> F:
     return command
 
 
+def run_options(command: F) -> F:
+    """Where runs leave what they write, in which form they are told, and on which host they are."""
+    for option in (
+        click.option(
+            "--virtual", is_flag=True, help="One event loop, counted time, grade simulated."
+        ),
+        click.option(
+            "--format",
+            "form",
+            type=click.Choice(["human", "json"]),
+            default="human",
+            show_default=True,
+        ),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            default=Path("runs"),
+            show_default=True,
+            help="Each run makes a directory of its own in here.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def plugins_option(command: F) -> F:
     """Whether code beside the scenario may run."""
     option: Callable[[F], F] = click.option(
@@ -87,17 +112,7 @@ def init(**asked: Any) -> ExitCode:
 
 @cli.command()
 @scenario_options
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Each run makes a directory of its own in here.",
-)
-@click.option(
-    "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True
-)
-@click.option("--virtual", is_flag=True, help="One event loop, counted time, grade simulated.")
+@run_options
 @click.option(
     "--allow-privileged",
     "privileged",
@@ -266,17 +281,7 @@ def explain(
 
 @cli.command(short_help="Find the highest load at which the scenario survives.")
 @scenario_options
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Each run makes a directory of its own in here.",
-)
-@click.option(
-    "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True
-)
-@click.option("--virtual", is_flag=True, help="One event loop, counted time, grade simulated.")
+@run_options
 @click.option("--from", "start", metavar="LOAD", help="Where to begin; 2x, 500/s. Default: 1x.")
 @click.option("--to", metavar="LOAD", help="No higher than this. Default: 64 times the beginning.")
 @click.option("--at", metavar="LOAD,...", help="These loads and no others.")

@@ -11,7 +11,7 @@ import re
 import secrets
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -500,34 +500,36 @@ def _display(console: Console, context: RunContext) -> Any:
 
 
 def _show(record: Record, verdict: Verdict, form: str) -> None:
-    if sys.stdout is None:  # closed: `>&-`
-        return
-    if form == "json":
-        say(json.dumps(verdict.to_json(), indent=2).encode() + b"\n")
-        return
-    from survive.catalog import builtin_root, load_module
-
-    terminal = load_module(builtin_root() / "reporters" / "terminal.py")
-    console = console_on(sys.stdout)
-    with console.capture() as captured:
-        terminal.print_report(console, record, verdict, program())
-    say(captured.get().encode(sys.stdout.encoding, "replace"))
+    show(
+        form, verdict.to_json, "terminal",
+        lambda page, console: page.print_report(console, record, verdict, program()),
+    )  # fmt: skip
 
 
 def _show_episodes(episodes: Sequence[Episode], form: str) -> None:
+    told = [(e.seed, str(e.folder), int(e.code), e.verdict) for e in episodes]
+
+    def document() -> Json:
+        return [e.verdict.to_json() if e.verdict is not None else None for e in episodes]
+
+    show(form, document, "episodes", lambda page, console: page.print_episodes(console, told))
+
+
+def show(
+    form: str, document: Callable[[], Json], page: str, drawn: Callable[[Any, Console], None]
+) -> None:
+    """A result on stdout: its document with ``form`` json, else as reporters/<page>.py has it."""
     if sys.stdout is None:  # closed: `>&-`
         return
-    told = [(e.seed, str(e.folder), int(e.code), e.verdict) for e in episodes]
     if form == "json":
-        verdicts = [e.verdict.to_json() if e.verdict is not None else None for e in episodes]
-        say(json.dumps(verdicts, indent=2).encode() + b"\n")
+        say(json.dumps(document(), indent=2).encode() + b"\n")
         return
     from survive.catalog import builtin_root, load_module
 
-    shown = load_module(builtin_root() / "reporters" / "episodes.py")
+    shown = load_module(builtin_root() / "reporters" / f"{page}.py")
     console = console_on(sys.stdout)
     with console.capture() as captured:
-        shown.print_episodes(console, told)
+        drawn(shown, console)
     say(captured.get().encode(sys.stdout.encoding, "replace"))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from survive.catalog import builtin_root, load_module
 from survive.errors import ExitCode, RecordError, ScenarioError, UsageError
-from survive.host.command import console_on, say
+from survive.host.command import say, show
 from survive.judge.compare import Episode, Given, compare
 from survive.judge.comparison import Comparison, LeftOut
 from survive.judge.judge import judge
@@ -95,17 +94,11 @@ def _episode(folder: Path) -> Episode:
 
 
 def _show(comparison: Comparison, form: str) -> None:
-    if sys.stdout is None:  # closed: `>&-`
-        return
-    if form == "json":
-        say(json.dumps(comparison.to_json(), indent=2).encode() + b"\n")
-        return
-    reporters = builtin_root() / "reporters"
-    if form == "markdown":
-        say(load_module(reporters / "comparison_markdown.py").markdown(comparison))
-        return
-    terminal = load_module(reporters / "comparison.py")
-    console = console_on(sys.stdout)
-    with console.capture() as captured:
-        terminal.print_comparison(console, comparison)
-    say(captured.get().encode(sys.stdout.encoding, "replace"))
+    if form == "markdown" and sys.stdout is not None:
+        page = load_module(builtin_root() / "reporters" / "comparison_markdown.py")
+        say(page.markdown(comparison))
+    elif form != "markdown":
+        show(
+            form, comparison.to_json, "comparison",
+            lambda page, console: page.print_comparison(console, comparison),
+        )  # fmt: skip

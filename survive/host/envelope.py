@@ -6,25 +6,22 @@ play next is of ``survive.judge.search``, what follows of ``survive.judge.capaci
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import click
 
-from survive.catalog import Catalog, builtin_root, load_module
+from survive.catalog import Catalog
 from survive.chaos.permission import permitted
 from survive.errors import ExitCode, SurviveError, UsageError
 from survive.host.command import (
     Conditions,
     Episode,
     Workers,
-    console_on,
     new_folder,
     run_once,
-    say,
+    show,
     write_json,
 )
 from survive.host.machine import machine_warnings
@@ -202,7 +199,10 @@ class _Finding:
         said = exit_of(self.found.envelopes[0], self.wanted.least, done=done)
         code = said if ended is None else ended
         self._write(code)
-        _show(self.found, self.asked.form)
+        show(
+            self.asked.form, self.found.to_json, "envelope",
+            lambda page, console: page.print_envelope(console, self.found),
+        )  # fmt: skip
         return code
 
     def _warn(self, scenario: Scenario) -> None:
@@ -299,16 +299,3 @@ def _told(episode: Episode, scenario: Scenario) -> LevelRun:
 
 def _at(load: Fraction, wanted: _Wanted) -> str:
     return f"{float(load):.4g}x, {show_rps(float(load * wanted.one_rps))}"
-
-
-def _show(found: Finished, form: str) -> None:
-    if sys.stdout is None:  # closed: `>&-`
-        return
-    if form == "json":
-        say(json.dumps(found.to_json(), indent=2).encode() + b"\n")
-        return
-    shown = load_module(builtin_root() / "reporters" / "envelope.py")
-    console = console_on(sys.stdout)
-    with console.capture() as captured:
-        shown.print_envelope(console, found)
-    say(captured.get().encode(sys.stdout.encoding, "replace"))
